@@ -1,0 +1,81 @@
+"""The manifest: which layers a parent has, and a digest of every tensor. Its presence says that the parent is whole."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from matgptq_vllm.core.errors import FormatError
+from matgptq_vllm.core.parent import ParentSpec
+
+MANIFEST_FILE = "matgptq_manifest.json"
+CONFIG_FILE = "config.json"
+INDEX_FILE = "model.safetensors.index.json"
+"""Hugging Face's index: tensor name -> file."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What must be true of the files beside it."""
+
+    spec: ParentSpec
+    """Equal to the ``quantization_config`` in config.json."""
+
+    layers: Mapping[str, tuple[int, int]]
+    """Quantized layers in checkpoint order: name -> (N, K), outputs and inputs."""
+
+    sha256: Mapping[str, str]
+    """Tensor name -> SHA-256 of its bytes, row-major, little-endian."""
+
+    def to_json(self) -> str:
+        """The text of the manifest file."""
+        document = {"parent": self.spec.to_dict(), "layers": dict(self.layers), "sha256": dict(self.sha256)}
+        return json.dumps(document, indent=1) + "\n"
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of the parent in ``directory``, checked against its config.json.
+
+    Raises:
+        FormatError: there is none (not a parent, or one that was never finished), or the two files disagree.
+    """
+    document = _read_json(directory / MANIFEST_FILE, "not a parent, or one whose calibration never finished")
+    config = _read_json(directory / CONFIG_FILE, "not a Hugging Face model folder")
+    try:
+        spec = ParentSpec.from_dict(document["parent"], source=MANIFEST_FILE)
+        layers = {name: (int(shape[0]), int(shape[1])) for name, shape in document["layers"].items()}
+        manifest = Manifest(spec, layers, dict(document["sha256"]))
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise FormatError(f"{MANIFEST_FILE}: damaged ({type(error).__name__}: {error}); copy it again") from error
+    if ParentSpec.from_dict(config.get("quantization_config") or {}, source=CONFIG_FILE) != spec:
+        raise FormatError(f"{CONFIG_FILE}: quantization_config differs from {MANIFEST_FILE}; one of them was altered")
+    return manifest
+
+
+def read_index(directory: Path) -> dict[str, str]:
+    """Tensor name -> file name, from the Hugging Face index; FormatError if it is missing or damaged."""
+    document = _read_json(directory / INDEX_FILE, "the parent is incomplete")
+    index = document.get("weight_map")
+    if not isinstance(index, dict) or any("/" in str(file) or "\\" in str(file) for file in index.values()):
+        raise FormatError(f"{INDEX_FILE}: weight_map must map tensor names to files beside it; copy it again")
+    return index
+
+
+def digest(tensor: torch.Tensor) -> str:
+    """SHA-256 of a CPU tensor's bytes, as hexadecimal."""
+    return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
+
+
+def _read_json(path: Path, without: str) -> dict:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FormatError(f"{path.parent}: has no {path.name}: {without}") from None
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path}: cannot be read as JSON ({error}); copy it again") from error
+    if not isinstance(document, dict):
+        raise FormatError(f"{path}: holds {type(document).__name__}, an object was expected")
+    return document

@@ -1,0 +1,130 @@
+"""The slice rules: what value a parent's code has when only its top bits are read. The only bit-slice arithmetic in torch.
+
+With code q in 0..255, width r, d = 8 - r and group scale s, the value is s * level, where
+
+    rule     slice c                                        level(c)
+    nested   floor(q / 2^d)                                 (c + 1/2) * 2^d - 128
+    round    min(floor(q / 2^d + 1/2), 2^r - 1)             c * 2^d - 128
+
+``nested`` reads exactly r bits and is a mid-rise quantizer of the same range at every width. ``round`` is the rule of
+the published method (MatGPTQ, arXiv 2602.03537, section 3: slicing with round-half-up and clamping); it needs bit r+1 too.
+"""
+
+from typing import Literal, get_args
+
+import torch
+
+from matgptq_vllm.core.errors import InputError
+from matgptq_vllm.core.precision import PARENT_WIDTH, check_width
+
+SliceRule = Literal["nested", "round"]
+SLICE_RULES: tuple[SliceRule, ...] = get_args(SliceRule)
+
+ZERO_LEVEL = 1 << (PARENT_WIDTH - 1)
+"""Offset between codes and levels: code 128 sits at, or half a step above, the weight 0."""
+
+
+def check_rule(rule: str) -> SliceRule:
+    """Return ``rule`` if it is a slice rule; InputError otherwise."""
+    if rule not in SLICE_RULES:
+        raise InputError(f"slice rule {rule!r} is unknown; use one of {', '.join(SLICE_RULES)}")
+    return rule  # type: ignore[return-value]
+
+
+def bits_read(width: int, rule: SliceRule) -> int:
+    """How many top bits of a code decide its value at ``width``."""
+    check_width(width)
+    return width if rule == "nested" else min(width + 1, PARENT_WIDTH)
+
+
+def slice_codes(codes: torch.Tensor, width: int, rule: SliceRule) -> torch.Tensor:
+    """Slice c of each code at ``width``.
+
+    Args:
+        codes: uint8, any shape. Bits below ``bits_read(width, rule)`` are ignored.
+
+    Returns:
+        uint8, same shape, values 0 .. 2^width - 1.
+    """
+    drop = PARENT_WIDTH - check_width(width)
+    if drop == 0:
+        return codes
+    if rule == "nested":
+        return codes >> drop
+    # floor(q / 2^d + 1/2) = floor(q / 2^d) + (the highest dropped bit)
+    rounded = (codes >> drop) + ((codes >> (drop - 1)) & 1)
+    return rounded.clamp_(max=(1 << width) - 1)
+
+
+def level_offset(width: int, rule: SliceRule) -> float:
+    """b in level(c) = c * 2^(8 - width) + b."""
+    step = 1 << (PARENT_WIDTH - check_width(width))
+    return (step / 2 if rule == "nested" else 0.0) - ZERO_LEVEL
+
+
+def levels(codes: torch.Tensor, width: int, rule: SliceRule, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Value of each code at ``width`` in units of its group scale.
+
+    Args:
+        codes: uint8, any shape.
+        dtype: floating type of the result; every level is exact in float16 and bfloat16 too.
+
+    Returns:
+        ``dtype``, same shape, values in -128 .. 127.5.
+    """
+    step = 1 << (PARENT_WIDTH - check_width(width))
+    return slice_codes(codes, width, rule).to(dtype).mul_(step).add_(level_offset(width, rule))
+
+
+def nearest_codes(scaled: torch.Tensor, rule: SliceRule) -> torch.Tensor:
+    """Code whose level at 8 bits is nearest to each value.
+
+    Args:
+        scaled: floating, any shape: weights divided by their group scale.
+
+    Returns:
+        uint8, same shape.
+    """
+    shifted = scaled + ZERO_LEVEL
+    nearest = shifted.floor() if rule == "nested" else shifted.round()
+    return nearest.clamp_(0, (1 << PARENT_WIDTH) - 1).to(torch.uint8)
+
+
+def num_groups(k: int, group_size: int) -> int:
+    """Groups along K; ``group_size`` -1 is one group per output channel, and a ragged last group counts."""
+    return 1 if group_size == -1 else -(-k // group_size)
+
+
+def expand_scales(scales: torch.Tensor, k: int, group_size: int) -> torch.Tensor:
+    """Scale of every weight.
+
+    Args:
+        scales: [N, num_groups(k, group_size)].
+
+    Returns:
+        [N, k], or [N, 1] for one scale per channel (broadcasts against [N, k]).
+    """
+    if group_size == -1:
+        return scales
+    return scales.repeat_interleave(group_size, dim=1)[:, :k]
+
+
+def dequantize(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    width: int,
+    rule: SliceRule,
+    group_size: int,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Weights of a layer read at ``width``.
+
+    Args:
+        codes: uint8 [N, K].
+        scales: floating [N, num_groups(K, group_size)].
+        dtype: type of the arithmetic and of the result.
+
+    Returns:
+        ``dtype`` [N, K].
+    """
+    return levels(codes, width, rule, dtype).mul_(expand_scales(scales.to(dtype), codes.shape[1], group_size))
