@@ -1,0 +1,26 @@
+PYTHON := .venv/bin/python
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint types install install-dev clean
+
+demo: install  ## calibrate the example model, serve it at five widths at once, print a table
+	$(PYTHON) examples/demo.py
+
+test: install-dev  ## the test suite, on real vLLM
+	$(PYTHON) -m pytest
+
+lint: install-dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types: install-dev
+	.venv/bin/mypy
+
+install:
+	deploy/install/install.sh
+
+install-dev:
+	deploy/install/install.sh dev
+
+clean:  ## remove what make demo and make test have made
+	rm -rf .venv .demo

@@ -1,0 +1,65 @@
+"""The per-step hook of both of vLLM's model runners.
+
+A runner already built by vLLM's worker becomes an instance of a subclass of its own class, which is the one seam that
+all supported releases have in common (``Worker._make_model_runner`` is newer). Methods overridden, by runner:
+
+    runner  before a step                       when the order of the rows is known
+    V1      execute_model(scheduler_output)     _prepare_inputs(...), then input_batch.req_ids
+    V2      execute_model(scheduler_output)     prepare_inputs(...), which returns an InputBatch with req_ids
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+
+from matgptq_vllm.core.precision import XARGS_KEY
+from matgptq_vllm.engine.precision_state import PrecisionState
+
+V2_PACKAGES = ("vllm.v1.worker.gpu.", "vllm.v1.worker.cpu.")
+
+
+def requested_precision(sampling_params: Any) -> object:
+    """What a request's sampling parameters ask for; None if they do not."""
+    extra_args = getattr(sampling_params, "extra_args", None) or {}
+    return extra_args.get(XARGS_KEY)
+
+
+def runner_version(runner: object) -> Literal["v1", "v2"]:
+    """Which of vLLM's model runners ``runner`` is."""
+    return "v2" if any(base.__module__.startswith(V2_PACKAGES) for base in type(runner).__mro__) else "v1"
+
+
+def add_precision(runner: Any, state: PrecisionState) -> None:
+    """Make ``runner`` write the profile of every token into ``state``'s buffer before each step."""
+    mixin = _V2Precision if runner_version(runner) == "v2" else _V1Precision
+    base = type(runner)
+    runner.precision_state = state
+    runner.__class__ = type(f"MatGPTQ{base.__name__}", (mixin, base), {})
+
+
+class _Precision:
+    precision_state: PrecisionState
+
+    def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        # A request resumed after preemption comes again as new to runner V2, and keeps its entry for V1.
+        self.precision_state.remove_requests(scheduler_output.finished_req_ids)
+        for request in scheduler_output.scheduled_new_reqs:
+            self.precision_state.add_request(request.req_id, requested_precision(request.sampling_params))
+        return super().execute_model(scheduler_output, *args, **kwargs)  # type: ignore[misc]
+
+
+class _V1Precision(_Precision):
+    def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: np.ndarray, *args: Any, **kwargs: Any) -> Any:
+        # num_scheduled_tokens is in the order of input_batch.req_ids, which may hold requests beyond this step's.
+        inputs = super()._prepare_inputs(scheduler_output, num_scheduled_tokens, *args, **kwargs)  # type: ignore[misc]
+        req_ids = self.input_batch.req_ids[: len(num_scheduled_tokens)]  # type: ignore[attr-defined]
+        self.precision_state.write_step(req_ids, num_scheduled_tokens)
+        return inputs
+
+
+class _V2Precision(_Precision):
+    def prepare_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        # Runner V2 sorts the batch, so only the batch it returns knows the order of the rows.
+        batch = super().prepare_inputs(*args, **kwargs)  # type: ignore[misc]
+        self.precision_state.write_step(batch.req_ids, batch.num_scheduled_tokens)
+        return batch

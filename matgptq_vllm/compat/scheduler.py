@@ -1,0 +1,76 @@
+"""MatGPTQScheduler: keeps the KV blocks of profiles apart and refuses requests for profiles that this replica lacks.
+
+Use: ``--scheduler-cls`` this class's path. It sees every request, whichever way it entered the engine.
+"""
+
+import logging
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+
+from matgptq_vllm.compat.replica import open_replica
+from matgptq_vllm.compat.runner import requested_precision
+from matgptq_vllm.core.errors import InputError
+
+_logger = logging.getLogger(__name__)
+
+
+class _PrecisionScheduling:
+    """What both of vLLM's schedulers gain."""
+
+    def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any):
+        super().__init__(vllm_config, *args, **kwargs)
+        self._catalogue = open_replica(vllm_config).catalogue
+        self._refused: dict[str, tuple[int, str]] = {}  # request id -> (client index, why)
+
+    def add_request(self, request: Any) -> None:
+        try:
+            profile = self._catalogue.resolve(requested_precision(request.sampling_params))
+        except InputError as error:
+            # Raising here would end the engine for everybody. The request ends instead, with the reason.
+            _logger.warning("Request %s is refused: %s", request.request_id, error)
+            self._refused[request.request_id] = (request.client_index, str(error))
+            return
+        # Prefix-cache entries are found by hash, and the salt is part of it: keys and values computed at one profile are
+        # never found by another. Block hashes were computed when the request was made, so they are computed again.
+        request.cache_salt = f"{request.cache_salt or ''}|precision={profile}"
+        request.block_hashes.clear()
+        request.update_block_hashes()
+        super().add_request(request)  # type: ignore[misc]
+
+    def get_num_unfinished_requests(self) -> int:
+        # Refused requests count until their answer is out, or the engine would not step to send it.
+        return super().get_num_unfinished_requests() + len(self._refused)  # type: ignore[misc]
+
+    def finish_requests(self, request_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        for request_id in list(self._refused) if request_ids is None else _as_ids(request_ids):
+            self._refused.pop(request_id, None)
+        return super().finish_requests(request_ids, *args, **kwargs)  # type: ignore[misc]
+
+    def update_from_output(self, *args: Any, **kwargs: Any) -> dict[int, EngineCoreOutputs]:
+        outputs: dict[int, EngineCoreOutputs] = super().update_from_output(*args, **kwargs)  # type: ignore[misc]
+        for request_id, (client, reason) in self._refused.items():
+            output = EngineCoreOutput(request_id, [], finish_reason=FinishReason.ERROR, stop_reason=reason)
+            outputs.setdefault(client, EngineCoreOutputs()).outputs.append(output)
+        self._refused.clear()
+        return outputs
+
+
+class MatGPTQSyncScheduler(_PrecisionScheduling, Scheduler):
+    """For engines without asynchronous scheduling."""
+
+
+class MatGPTQScheduler(_PrecisionScheduling, AsyncScheduler):
+    """The scheduler to name; becomes the synchronous one where asynchronous scheduling is off."""
+
+    def __new__(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+        # vLLM turns asynchronous scheduling off for a class that is not an AsyncScheduler, so the named class must be one.
+        if cls is MatGPTQScheduler and not vllm_config.scheduler_config.async_scheduling:
+            return MatGPTQSyncScheduler(vllm_config, *args, **kwargs)
+        return super().__new__(cls)
+
+
+def _as_ids(request_ids: Any) -> list[str]:
+    return [request_ids] if isinstance(request_ids, str) else list(request_ids)

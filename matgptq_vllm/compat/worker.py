@@ -1,0 +1,67 @@
+"""MatGPTQWorker: vLLM's worker of this platform, with per-request precision. Use: ``--worker-cls`` this class's path."""
+
+from typing import Any
+
+from vllm.platforms import current_platform
+
+from matgptq_vllm.compat.replica import replica_of
+from matgptq_vllm.compat.runner import add_precision, runner_version
+from matgptq_vllm.core.errors import UnsupportedError
+from matgptq_vllm.core.parent import QUANT_METHOD
+from matgptq_vllm.core.precision import PARENT_WIDTH
+from matgptq_vllm.engine.precision_state import PrecisionState
+
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as _PlatformWorker
+else:
+    from vllm.v1.worker.gpu_worker import Worker as _PlatformWorker
+
+
+class MatGPTQWorker(_PlatformWorker):  # type: ignore[misc, valid-type]
+    """A worker that serves a parent with per-request precision."""
+
+    def init_device(self) -> None:
+        """Start the worker; UnsupportedError if the model is not a parent."""
+        if self.model_config.quantization != QUANT_METHOD:
+            raise UnsupportedError(
+                f"{self.model_config.model}: the model's quantization is {self.model_config.quantization!r}; "
+                f"this worker serves parents written by `matgptq calibrate` ({QUANT_METHOD!r})"
+            )
+        super().init_device()
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        super().load_model(*args, **kwargs)
+        replica = replica_of(self.vllm_config)
+        max_tokens = self.vllm_config.scheduler_config.max_num_batched_tokens
+        self.precision_state = PrecisionState(replica.catalogue, replica.token_profiles(max_tokens, self.device))
+        add_precision(self.model_runner, self.precision_state)
+
+    def matgptq_replica(self) -> dict[str, Any]:
+        """What this worker holds and has computed (``collective_rpc``)."""
+        replica = replica_of(self.vllm_config)
+        average_bits = replica.average_bits()
+        scale_bytes = replica.scale_bytes_per_weight()
+        resident = _resident_bytes(self.model_runner.get_model())
+        return {
+            "profiles": list(replica.catalogue.profiles),
+            "default": replica.catalogue.default,
+            "max_width": replica.options.max_width,
+            "slice_rule": replica.reader.spec.slice_rule,
+            "runner": runner_version(self.model_runner),
+            "average_bits": average_bits,
+            "bytes_per_weight": {name: bits / PARENT_WIDTH + scale_bytes for name, bits in average_bits.items()},
+            **resident,
+            "steps": self.precision_state.num_steps,
+            "tokens": self.precision_state.tokens_by_profile(),
+        }
+
+
+def _resident_bytes(model: Any) -> dict[str, int]:
+    sizes = {"code_bytes": 0, "scale_bytes": 0}
+    for name, parameter in model.named_parameters():
+        leaf = name.rpartition(".")[2]
+        if leaf.startswith("plane"):
+            sizes["code_bytes"] += parameter.nbytes
+        elif leaf == "scales":
+            sizes["scale_bytes"] += parameter.nbytes
+    return sizes

@@ -1,0 +1,1 @@
+"""State of a serving engine that knows nothing of vLLM: testable on a laptop."""

@@ -1,0 +1,56 @@
+"""Replica: one parent as one engine serves it: which profiles, at most how wide, and the buffer that steers every layer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from matgptq_vllm.core.checkpoint import ParentReader
+from matgptq_vllm.core.replica import ReplicaOptions
+
+
+class Replica:
+    """A parent opened for serving. Every process of an engine opens its own and reaches the same profile indices.
+
+    Args:
+        directory: the parent.
+        options: what the operator decided.
+
+    Raises:
+        FormatError: the folder is not a whole parent.
+        InputError: the options ask for what the parent does not have.
+    """
+
+    def __init__(self, directory: str | Path, options: ReplicaOptions):
+        self.reader = ParentReader(directory)
+        self.options = options
+        self.profiles = self.reader.profiles(options.max_width)
+        self.catalogue = options.catalogue(self.profiles)
+        self.num_planes = self.reader.num_planes(options.max_width)
+        self._token_profiles: torch.Tensor | None = None
+
+    def token_profiles(self, max_tokens: int, device: torch.device) -> torch.Tensor:
+        """int32 [max_tokens]: profile index of every row of a step; one buffer for all layers, at an address that never
+        changes (CUDA graphs read it). Made by the first call, holding the default profile."""
+        if self._token_profiles is None:
+            default = self.catalogue.index(None)
+            self._token_profiles = torch.full((max_tokens,), default, dtype=torch.int32, device=device)
+        return self._token_profiles
+
+    def profile_widths(self, layers: Sequence[str]) -> list[int]:
+        """Width of ``layers``, the members of one fused layer, in every profile, in index order."""
+        return [profile.width_of(layers) for profile in self.profiles]
+
+    def average_bits(self) -> dict[str, float]:
+        """Mean bits per weight of every profile."""
+        num_weights = {name: n * k for name, (n, k) in self.reader.layers.items()}
+        return {profile.name: profile.average_bits(num_weights) for profile in self.profiles}
+
+    def scale_bytes_per_weight(self) -> float:
+        """Bytes of scales read per weight, at every width."""
+        groups = sum(
+            n * (1 if self.reader.spec.group_size == -1 else -(-k // self.reader.spec.group_size))
+            for n, k in self.reader.layers.values()
+        )
+        weights = sum(n * k for n, k in self.reader.layers.values())
+        return groups * getattr(torch, self.reader.spec.scale_dtype).itemsize / weights

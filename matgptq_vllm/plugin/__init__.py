@@ -1,0 +1,1 @@
+"""vLLM's public extension points: the quantization method ``matgptq``."""

@@ -1,0 +1,76 @@
+"""MatGPTQConfig: what vLLM makes of a parent's ``quantization_config``, and which linear layers read slices."""
+
+from typing import Any
+
+import torch
+from vllm.config import get_current_vllm_config
+from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, register_quantization_config
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
+
+from matgptq_vllm.compat.replica import replica_of
+from matgptq_vllm.compat.versions import check_vllm_version
+from matgptq_vllm.core.errors import FormatError
+from matgptq_vllm.core.manifest import CONFIG_FILE, MANIFEST_FILE
+from matgptq_vllm.core.parent import QUANT_METHOD, ParentSpec
+from matgptq_vllm.plugin.linear import MatGPTQLinearMethod
+
+MIN_CAPABILITY = 80
+"""Compute capability 8.0: the oldest GPU with bfloat16 arithmetic."""
+
+
+def register_config() -> None:
+    """Register the quantization method; calling it again changes nothing."""
+    if QUANT_METHOD not in QUANTIZATION_METHODS:
+        register_quantization_config(QUANT_METHOD)(MatGPTQConfig)
+
+
+class MatGPTQConfig(QuantizationConfig):
+    """Quantization config of a parent; one instance per engine process."""
+
+    def __init__(self, spec: ParentSpec):
+        super().__init__()
+        self.spec = spec
+
+    def get_name(self) -> str:
+        return QUANT_METHOD
+
+    def get_supported_act_dtypes(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16, torch.float32]
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        return MIN_CAPABILITY
+
+    @staticmethod
+    def get_config_filenames() -> list[str]:
+        # Everything is in config.json; vLLM looks for no other file.
+        return []
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "MatGPTQConfig":
+        """The config of a parent; FormatError if config.json is another method's or another version's."""
+        check_vllm_version()
+        return cls(ParentSpec.from_dict(config, source=CONFIG_FILE))
+
+    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
+        """The sliced linear method for the parent's layers; other linear layers stay as they are.
+
+        Raises:
+            FormatError: the parent has some but not all members of a layer that vLLM fuses.
+        """
+        if not isinstance(layer, LinearBase):
+            return None
+        replica = replica_of(get_current_vllm_config())
+        members = self._members(prefix)
+        held = [name for name in members if name in replica.reader.layers]
+        if not held:
+            return UnquantizedLinearMethod()
+        if held != members:
+            raise FormatError(f"{MANIFEST_FILE}: vLLM computes {members} as one layer, but the parent has only {held} of them")
+        return MatGPTQLinearMethod(replica, members)
+
+    def _members(self, prefix: str) -> list[str]:
+        """Checkpoint names of the layers that vLLM runs as the layer ``prefix``."""
+        parent, _, leaf = prefix.rpartition(".")
+        return [f"{parent}.{member}" for member in self.packed_modules_mapping.get(leaf, [leaf])]
