@@ -62,10 +62,13 @@ class ParentReader:
 
     def stored_profiles(self) -> list[Profile]:
         """The profiles in the parent's table; uniform ones are not stored."""
-        path = self.directory / PROFILES_FILE
-        if not path.exists():
+        try:
+            text = (self.directory / PROFILES_FILE).read_text(encoding="utf-8")
+        except FileNotFoundError:
             return []
-        return profiles_from_json(path.read_text(encoding="utf-8"), self.layers.keys(), PROFILES_FILE)
+        except (OSError, ValueError) as error:
+            raise FormatError(f"{PROFILES_FILE}: cannot be read ({error}); copy it again") from error
+        return profiles_from_json(text, self.layers.keys(), PROFILES_FILE)
 
     def profiles(self, max_width: int = PARENT_WIDTH) -> list[Profile]:
         """Every profile that a replica of ``max_width`` can serve, in index order."""

@@ -41,8 +41,14 @@ class ParentWriter:
 
     def __init__(self, directory: str | Path, spec: ParentSpec, overwrite: bool = False, shard_bytes: int = SHARD_BYTES):
         self._target = Path(directory).absolute()
+        self._replaced = self._target.with_name(f".{self._target.name}.replaced")
+        if self._replaced.exists() and not self._target.exists():
+            # A run was killed between the two renames that replace an old parent: give the old one its name back.
+            self._replaced.rename(self._target)
         if self._target.exists() and not overwrite:
-            raise InputError(f"{directory} exists; choose another --out, or pass --overwrite to replace it when the new parent is whole")
+            raise InputError(
+                f"{directory} exists; choose another --out, or pass --overwrite to replace it when the new parent is whole"
+            )
         self.directory = partial_directory(self._target)
         """Folder to put config.json, tokenizer and model card into, before ``finish``."""
         self._spec = spec
@@ -69,7 +75,9 @@ class ParentWriter:
         n, k = codes.shape
         expected = (n, num_groups(k, self._spec.group_size))
         if codes.dtype != torch.uint8 or scales.shape != expected:
-            raise ValueError(f"{name}: codes {codes.dtype}{list(codes.shape)} need scales {list(expected)}, got {list(scales.shape)}")
+            raise ValueError(
+                f"{name}: codes {codes.dtype}{list(codes.shape)} need scales {list(expected)}, got {list(scales.shape)}"
+            )
         self._layers[name] = (n, k)
         self._add(MODEL_SET, f"{name}.{SCALES}", scales.to(getattr(torch, self._spec.scale_dtype)))
         for plane, packed in enumerate(self._layout.split(codes.cpu())):
@@ -92,17 +100,23 @@ class ParentWriter:
         _write_text(self.directory / MANIFEST_FILE, Manifest(self._spec, self._layers, self._sha256).to_json())
         _sync_directory(self.directory)
         if self._target.exists():
-            replaced = self._target.with_name(f".{self._target.name}.replaced")
-            shutil.rmtree(replaced, ignore_errors=True)
-            self._target.rename(replaced)
-            self.directory.rename(self._target)
-            shutil.rmtree(replaced, ignore_errors=True)
+            shutil.rmtree(self._replaced, ignore_errors=True)
+            self._target.rename(self._replaced)
+            try:
+                self.directory.rename(self._target)
+            except OSError:
+                self._replaced.rename(self._target)
+                raise
+            shutil.rmtree(self._replaced, ignore_errors=True)
         else:
             self.directory.rename(self._target)
         _sync_directory(self._target.parent)
 
     def _add(self, file_set: str, name: str, tensor: torch.Tensor) -> None:
-        tensor = tensor.detach().cpu().contiguous()
+        if name in self._sha256:
+            raise ValueError(f"tensor {name!r} was already added to the parent")
+        # A copy: the caller may reuse its buffer before the shard is written, and safetensors refuses tied tensors.
+        tensor = tensor.detach().to("cpu", copy=True).contiguous()
         pending = self._pending.setdefault(file_set, {})
         size = tensor.nbytes
         if pending and sum(held.nbytes for held in pending.values()) + size > self._shard_bytes:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,12 +29,12 @@ class Manifest:
     """Quantized layers in checkpoint order: name -> (N, K), outputs and inputs."""
 
     sha256: Mapping[str, str]
-    """Tensor name -> SHA-256 of its bytes, row-major, little-endian."""
+    """Tensor name -> ``digest`` of it."""
 
     def to_json(self) -> str:
         """The text of the manifest file."""
         document = {"parent": self.spec.to_dict(), "layers": dict(self.layers), "sha256": dict(self.sha256)}
-        return json.dumps(document, indent=1) + "\n"
+        return json.dumps({**document, "checksum": _checksum(document)}, indent=1) + "\n"
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -45,12 +46,20 @@ def read_manifest(directory: Path) -> Manifest:
     document = _read_json(directory / MANIFEST_FILE, "not a parent, or one whose calibration never finished")
     config = _read_json(directory / CONFIG_FILE, "not a Hugging Face model folder")
     try:
+        # The spec first: of a parent in another format, its version is the thing to say.
         spec = ParentSpec.from_dict(document["parent"], source=MANIFEST_FILE)
+        if document.pop("checksum") != _checksum(document):
+            raise FormatError(f"{MANIFEST_FILE}: its checksum is wrong, it was altered; copy it again")
         layers = {name: (int(shape[0]), int(shape[1])) for name, shape in document["layers"].items()}
         manifest = Manifest(spec, layers, dict(document["sha256"]))
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except FormatError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise FormatError(f"{MANIFEST_FILE}: damaged ({type(error).__name__}: {error}); copy it again") from error
-    if ParentSpec.from_dict(config.get("quantization_config") or {}, source=CONFIG_FILE) != spec:
+    quantization_config = config.get("quantization_config")
+    if not isinstance(quantization_config, dict):
+        raise FormatError(f"{CONFIG_FILE}: has no quantization_config, so this is not a parent; copy the file again")
+    if ParentSpec.from_dict(quantization_config, source=CONFIG_FILE) != spec:
         raise FormatError(f"{CONFIG_FILE}: quantization_config differs from {MANIFEST_FILE}; one of them was altered")
     return manifest
 
@@ -59,14 +68,28 @@ def read_index(directory: Path) -> dict[str, str]:
     """Tensor name -> file name, from the Hugging Face index; FormatError if it is missing or damaged."""
     document = _read_json(directory / INDEX_FILE, "the parent is incomplete")
     index = document.get("weight_map")
-    if not isinstance(index, dict) or any("/" in str(file) or "\\" in str(file) for file in index.values()):
+    if not isinstance(index, dict) or not all(_is_file_name(file) for file in index.values()):
         raise FormatError(f"{INDEX_FILE}: weight_map must map tensor names to files beside it; copy it again")
     return index
 
 
 def digest(tensor: torch.Tensor) -> str:
-    """SHA-256 of a CPU tensor's bytes, as hexadecimal."""
-    return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
+    """SHA-256 of a CPU tensor, as hexadecimal: of ``dtype[shape]`` and a newline, then its bytes, row-major, little-endian.
+
+    The bytes alone would not tell a [4, 8] tensor from an [8, 4] one, nor uint8 from int8.
+    """
+    header = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}\n"
+    sha256 = hashlib.sha256(header.encode())
+    sha256.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
+
+
+def _checksum(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _is_file_name(file: object) -> bool:
+    return isinstance(file, str) and "/" not in file and "\\" not in file
 
 
 def _read_json(path: Path, without: str) -> dict:

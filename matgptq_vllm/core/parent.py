@@ -83,5 +83,6 @@ class ParentSpec:
 
 
 def _check(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
+    # By type too: JSON's 128.0 and true equal 128 and 1, and would fail only where they are used.
+    if not any(type(value) is type(choice) and value == choice for choice in allowed):
         raise InputError(f"{name} {value!r} is not supported; use one of {', '.join(map(str, allowed))}")

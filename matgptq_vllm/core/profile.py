@@ -68,8 +68,17 @@ def all_profiles(layers: Collection[str], stored: Iterable[Profile], max_width: 
 
 
 def profiles_to_json(profiles: Iterable[Profile]) -> str:
-    """The text of a profile table."""
-    table = {profile.name: {"widths": dict(profile.widths)} for profile in profiles}
+    """The text of a profile table.
+
+    Raises:
+        InputError: two profiles of one name, or a uniform profile, which no table may hold.
+    """
+    table: dict[str, Any] = {}
+    for profile in profiles:
+        if profile.name in table or uniform_width(profile.name) is not None:
+            reason = "is there twice" if profile.name in table else "is uniform and always there"
+            raise InputError(f"profile {profile.name!r} {reason}; name the profile otherwise, or leave it out")
+        table[profile.name] = {"widths": dict(profile.widths)}
     return json.dumps({"version": PROFILES_VERSION, "profiles": table}, indent=1) + "\n"
 
 
@@ -84,8 +93,8 @@ def profiles_from_json(text: str, layers: Collection[str], source: str = PROFILE
         FormatError: not a profile table, another version, or a profile that does not fit the parent.
     """
     try:
-        document: Any = json.loads(text)
-        version, table = document["version"], document["profiles"]
+        document: Any = json.loads(text, object_pairs_hook=_unique_keys)
+        version, table = document["version"], dict(document["profiles"])
     except (ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{source}: not a profile table ({type(error).__name__}: {error})") from error
     if version != PROFILES_VERSION:
@@ -105,12 +114,19 @@ def profiles_from_json(text: str, layers: Collection[str], source: str = PROFILE
     return profiles
 
 
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError(f"a name is there twice among {[name for name, _ in pairs][:8]}")
+    return table
+
+
 def _check_fused(profile: Profile) -> None:
     for name, width in profile.widths.items():
-        parent, _, leaf = name.rpartition(".")
+        leaf = name.rpartition(".")[2]
         for group in FUSED_LAYERS:
             if leaf == group[0]:
-                members = [f"{parent}.{member}" for member in group]
+                members = [name.removesuffix(leaf) + member for member in group]
                 held = [member for member in members if member in profile.widths]
                 if any(profile.widths[member] != width for member in held):
                     profile.width_of(held)

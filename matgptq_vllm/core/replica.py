@@ -25,7 +25,8 @@ class ReplicaOptions:
     def __post_init__(self) -> None:
         check_width(self.max_width)
         if self.default_precision is not None:
-            check_profile_name(self.default_precision)
+            # An int stands for a uniform width; keep the name it means.
+            object.__setattr__(self, "default_precision", check_profile_name(self.default_precision))
 
     @classmethod
     def from_additional_config(cls, additional_config: object) -> "ReplicaOptions":

@@ -17,12 +17,14 @@ def check_complete(path: Path) -> None:
             header_size = int.from_bytes(file.read(8), "little")
             header = file.read(header_size) if 8 + header_size <= size else b""
     except OSError as error:
-        raise FormatError(f"{path.name}: cannot be read ({error.strerror}); the parent at {path.parent} is incomplete") from error
+        raise FormatError(
+            f"{path.name}: cannot be read ({error.strerror}); the parent at {path.parent} is incomplete"
+        ) from error
     if not header:
         raise FormatError(f"{path.name}: the file is cut off inside its header; copy it again")
     try:
-        entries = {name: entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        entries = {name: int(entry["data_offsets"][1]) for name, entry in json.loads(header).items() if name != "__metadata__"}
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise FormatError(f"{path.name}: not a safetensors file; copy it again") from error
     start = 8 + header_size
     for name, end in sorted(entries.items(), key=lambda item: item[1]):

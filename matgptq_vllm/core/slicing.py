@@ -28,7 +28,7 @@ def check_rule(rule: str) -> SliceRule:
     """Return ``rule`` if it is a slice rule; InputError otherwise."""
     if rule not in SLICE_RULES:
         raise InputError(f"slice rule {rule!r} is unknown; use one of {', '.join(SLICE_RULES)}")
-    return rule  # type: ignore[return-value]
+    return rule
 
 
 def bits_read(width: int, rule: SliceRule) -> int:
@@ -127,4 +127,10 @@ def dequantize(
     Returns:
         ``dtype`` [N, K].
     """
-    return levels(codes, width, rule, dtype).mul_(expand_scales(scales.to(dtype), codes.shape[1], group_size))
+    weights = levels(codes, width, rule, dtype)
+    n, k = codes.shape
+    scales = scales.to(dtype)
+    if group_size == -1 or k % group_size:
+        return weights.mul_(expand_scales(scales, k, group_size))
+    weights.view(n, -1, group_size).mul_(scales.unsqueeze(2))
+    return weights

@@ -1,0 +1,1 @@
+"""Calibration: turn a model into a parent, and measure every slice of it. Never imports vLLM."""

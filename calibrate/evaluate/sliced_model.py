@@ -1,0 +1,59 @@
+"""A plain transformers model whose linear layers hold the weights that a profile of a parent has."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+
+from calibrate.model import skeleton
+from matgptq_vllm.core.checkpoint import ParentReader
+from matgptq_vllm.core.profile import Profile
+from matgptq_vllm.core.slicing import check_rule, dequantize
+
+
+def load_sliced_model(directory: Path, profile_name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The model that a parent is at one profile, dequantized: the reference for every other way to run it.
+
+    Args:
+        directory: the parent.
+        profile_name: a width, or a profile of the parent's table.
+        dtype: type of all weights; values are computed in float32 and rounded to it.
+
+    Returns:
+        The model on the CPU, in evaluation mode.
+
+    Raises:
+        FormatError: the folder is not a whole parent.
+        InputError: it has no such profile.
+    """
+    reader = ParentReader(directory)
+    return load_profile_model(reader, reader.profile(profile_name), dtype)
+
+
+def load_profile_model(reader: ParentReader, profile: Profile, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """As ``load_sliced_model``, of a parent already open."""
+    config = AutoConfig.from_pretrained(reader.directory, local_files_only=True)
+    del config.quantization_config
+    config.dtype = dtype
+    state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in reader.unquantized()}
+    for name in reader.layers:
+        state[f"{name}.weight"] = _values(reader, profile, name).to(dtype)
+    # The class is what AutoModel picks; only a concrete class takes weights from memory, and it ties and buffers as usual.
+    model = type(skeleton(config)).from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+    return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def set_profile(model: PreTrainedModel, reader: ParentReader, profile: Profile) -> None:
+    """Give ``model``, made by ``load_profile_model``, the weights of another profile, in place."""
+    for name in reader.layers:
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        linear.weight.copy_(_values(reader, profile, name))
+
+
+def _values(reader: ParentReader, profile: Profile, name: str) -> torch.Tensor:
+    """Weights float32 [N, K] of one layer at its width in ``profile``."""
+    codes, scales = reader.layer(name, profile.widths[name])
+    return dequantize(codes, scales, profile.widths[name], check_rule(reader.spec.slice_rule), reader.spec.group_size)

@@ -1,0 +1,118 @@
+"""The ``vllm serve`` command of a replica: the operator's own vLLM arguments, plus what makes it a MatGPTQ replica."""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matgptq_vllm.core.errors import InputError
+from matgptq_vllm.core.parent import QUANT_METHOD
+from matgptq_vllm.core.precision import alias
+from matgptq_vllm.core.replica import ADDITIONAL_CONFIG_KEY, ReplicaOptions
+
+WORKER_CLASS = "matgptq_vllm.compat.worker.MatGPTQWorker"
+SCHEDULER_CLASS = "matgptq_vllm.compat.scheduler.MatGPTQScheduler"
+
+SERVED_NAME = "--served-model-name"
+ADDITIONAL_CONFIG = "--additional-config"
+WORKER = "--worker-cls"
+SCHEDULER = "--scheduler-cls"
+QUANTIZATION = "--quantization"
+CONFIG_FILE = "--config"
+
+OWNED = {WORKER: ("auto", WORKER_CLASS), SCHEDULER: (SCHEDULER_CLASS,), QUANTIZATION: (QUANT_METHOD,)}
+"""vLLM options that a replica decides, and the values with which an operator may repeat that decision."""
+
+READ = (SERVED_NAME, ADDITIONAL_CONFIG, *OWNED)
+"""vLLM options that are looked at; every other one passes through."""
+
+
+def vllm_arguments(directory: str, vllm_args: Sequence[str], options: ReplicaOptions, profiles: Sequence[str]) -> list[str]:
+    """The arguments of ``vllm`` that serve the parent in ``directory``.
+
+    Args:
+        vllm_args: the operator's own arguments of ``vllm serve``, without the model.
+        profiles: names of the profiles that the replica holds; each gets an alias of every served name.
+
+    Raises:
+        InputError: an argument contradicts what makes the server a MatGPTQ replica, or is written in a way that it
+            cannot be merged with ours.
+    """
+    given, passed = _split(vllm_args)
+    for option, allowed in OWNED.items():
+        value = given[option]
+        if value is not None and value not in allowed:
+            raise InputError(f"{option} {value} cannot be used with a MatGPTQ replica, which needs {allowed[-1]}; leave it out")
+    names = given[SERVED_NAME] or [directory]
+    aliases = [alias(name, profile) for name in names for profile in profiles]
+    return [
+        "serve",
+        directory,
+        *passed,
+        SERVED_NAME,
+        *names,
+        *(name for name in aliases if name not in names),
+        WORKER,
+        WORKER_CLASS,
+        SCHEDULER,
+        SCHEDULER_CLASS,
+        ADDITIONAL_CONFIG,
+        json.dumps({**_additional_config(given[ADDITIONAL_CONFIG]), **options.to_additional_config()}),
+    ]
+
+
+def _split(vllm_args: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The options of READ (None where not given), and every other argument in order."""
+    parser = argparse.ArgumentParser(prog="matgptq serve", add_help=False, allow_abbrev=False, argument_default=None)
+    parser.add_argument(SERVED_NAME, nargs="+", dest=SERVED_NAME)
+    for option in READ[1:]:
+        parser.add_argument(option, *(["-q"] if option == QUANTIZATION else []), dest=option)
+    parser.error = _raise  # type: ignore[method-assign,assignment]  # argparse would print and exit
+    known, passed = parser.parse_known_args([_normalized(argument) for argument in vllm_args])
+    for argument in passed:
+        _check_passed(argument)
+    return vars(known), passed
+
+
+def _check_passed(argument: str) -> None:
+    name = argument.split("=")[0]
+    if name == CONFIG_FILE:
+        raise InputError(
+            f"{CONFIG_FILE} cannot be used with `matgptq serve`, which has to see every option; give them as arguments"
+        )
+    if name.split(".")[0] == ADDITIONAL_CONFIG:
+        raise InputError(f"{name} cannot be merged with this replica's own; write {ADDITIONAL_CONFIG} '{{...}}'")
+    # vLLM accepts unambiguous abbreviations; one that is not seen here would override what the replica needs.
+    owner = next((option for option in READ if len(name) > 3 and option.startswith(name)), None)
+    if owner is not None:
+        raise InputError(f"{name} looks like an abbreviation of {owner}; write it in full")
+
+
+def _normalized(argument: str) -> str:
+    """``--some_option=value`` as ``--some-option=value``, as vLLM reads it."""
+    if not argument.startswith("--"):
+        return argument
+    name, separator, value = argument.partition("=")
+    head, dot, tail = name.partition(".")
+    return head.replace("_", "-") + dot + tail + separator + value
+
+
+def _additional_config(text: str | None) -> Mapping[str, Any]:
+    if text is None:
+        return {}
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{ADDITIONAL_CONFIG} is not JSON ({error}); write it as '{{\"key\": value}}'") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{ADDITIONAL_CONFIG} is {text}; an object is needed, such as '{{\"key\": value}}'")
+    if ADDITIONAL_CONFIG_KEY in config:
+        raise InputError(
+            f"{ADDITIONAL_CONFIG} has {ADDITIONAL_CONFIG_KEY!r}, which `matgptq serve` sets itself; use --max-width and "
+            "--default-precision"
+        )
+    return config
+
+
+def _raise(message: str) -> None:
+    raise InputError(message)

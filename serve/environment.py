@@ -1,0 +1,38 @@
+"""The environment of the server process: which vLLM plugins it loads."""
+
+from collections.abc import Iterable, Mapping
+from importlib.metadata import EntryPoint
+
+from matgptq_vllm.core.errors import InputError
+
+PLUGINS = ("matgptq", "matgptq_endpoints", "matgptq_stats")
+"""Names of our entry points: the quantization method, the endpoints, the statistics."""
+
+ALLOWLIST = "VLLM_PLUGINS"
+RUST_FRONTEND = "VLLM_USE_RUST_FRONTEND"
+
+VLLM_GROUPS = "vllm."
+"""How the names of vLLM's entry point groups begin."""
+
+OPT_IN_GROUP = "vllm.endpoint_plugins"
+"""Plugins of this group add HTTP routes; vLLM loads only those that the allowlist names."""
+
+
+def server_environment(environ: Mapping[str, str], installed: Iterable[EntryPoint]) -> dict[str, str]:
+    """``environ`` with an allowlist that loads our plugins and everything that would be loaded without them.
+
+    vLLM's endpoint plugins are opt-in by that allowlist, and an allowlist holds for all groups once it is set. Hence an
+    operator's list is kept and ours added; without one, every installed plugin is listed that vLLM loads by itself.
+
+    Raises:
+        InputError: the environment selects a front end that runs no middleware, so no request could choose a precision.
+    """
+    if environ.get(RUST_FRONTEND, "0").strip().lower() not in ("", "0", "false"):
+        raise InputError(f"{RUST_FRONTEND} is set, and that front end cannot choose precisions; unset it")
+    if ALLOWLIST in environ:
+        listed = [name.strip() for name in environ[ALLOWLIST].split(",") if name.strip()]
+    else:
+        by_itself = {point.name for point in installed if point.group.startswith(VLLM_GROUPS) and point.group != OPT_IN_GROUP}
+        listed = sorted(by_itself - set(PLUGINS))
+    listed += [name for name in PLUGINS if name not in listed]
+    return {**environ, ALLOWLIST: ",".join(listed)}

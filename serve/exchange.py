@@ -1,0 +1,82 @@
+"""One request and its response on their way through the middleware."""
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import Message, Receive, Scope, Send
+
+from matgptq_vllm.core.precision import PRECISION_HEADER, REASON_HEADER
+from serve.selection import Selection
+
+CLIENT_WENT_AWAY = 499
+"""Outcome of a request whose client did not wait for the answer; counted, never sent."""
+
+_BODY_HEADERS = (b"content-length", b"transfer-encoding")
+
+
+class Exchange:
+    """Replays a rewritten request body, marks the response with the selection, and keeps track of how it ended.
+
+    Args:
+        scope: the request; Content-Length is set to that of ``body``.
+        body: what the application reads in place of the client's body. None: the client's own.
+        selection: reported in the response headers. None: nothing is.
+        request_id: id under which the request is tracked, None if it is not.
+    """
+
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        body: bytes | None,
+        selection: Selection | None,
+        request_id: str | None = None,
+    ):
+        if body is not None:
+            headers = [(name, value) for name, value in scope["headers"] if name.lower() not in _BODY_HEADERS]
+            scope = {**scope, "headers": [*headers, (b"content-length", str(len(body)).encode())]}
+        self.scope = scope
+        self.selection = selection
+        self.request_id = request_id
+        self.failed = False
+        self._receive = receive
+        self._send = send
+        self._body = body
+        self._status = 0
+        self._complete = False
+        self._disconnected = False
+
+    @classmethod
+    def unchanged(cls, scope: Scope, receive: Receive, send: Send) -> "Exchange":
+        """A request that passes as it is."""
+        return cls(scope, receive, send, body=None, selection=None)
+
+    @property
+    def outcome(self) -> int:
+        """HTTP status of the answer: CLIENT_WENT_AWAY if nobody took it, 500 if it broke off."""
+        if self._complete:
+            return self._status
+        return 500 if self.failed and not self._disconnected else CLIENT_WENT_AWAY
+
+    async def receive(self) -> Message:
+        """The rewritten body, once; then whatever the client sends, which is how a disconnect is noticed."""
+        if self._body is not None:
+            # Dropped at once: a long stream must not hold a long prompt.
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._disconnected = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass ``message`` on, with the response headers of the selection."""
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            if self.selection is not None:
+                message = {**message, "headers": list(message.get("headers", []))}
+                headers = MutableHeaders(raw=message["headers"])
+                headers[PRECISION_HEADER] = self.selection.profile
+                headers[REASON_HEADER] = self.selection.reason
+        await self._send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self._complete = True

@@ -1,0 +1,98 @@
+"""The body of a generation request: read with a bound, searched for selectors, written back with the chosen profile."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import Receive
+
+from matgptq_vllm.core.precision import XARGS_KEY
+from serve.errors import RequestError
+from serve.json_object import JsonObject
+from serve.selection import BODY_FIELD, Selection, Selectors
+
+XARGS_FIELD = "vllm_xargs"
+REQUEST_ID_FIELD = "request_id"
+MODEL_FIELD = "model"
+
+SINGLE_FIELDS = (BODY_FIELD, XARGS_FIELD, MODEL_FIELD, REQUEST_ID_FIELD)
+"""Fields that decide something here and must not be there twice: parsers disagree about which one counts."""
+
+
+@dataclass(frozen=True)
+class RequestBody:
+    """A parsed body; only the fields that matter here are looked at."""
+
+    document: JsonObject
+
+    @classmethod
+    def parse(cls, body: bytes) -> "RequestBody":
+        """The request in ``body``.
+
+        Raises:
+            RequestError: 400, not a JSON object in UTF-8, or a field that decides something here occurs twice or has
+                the wrong type. Nothing of the body is quoted.
+        """
+        try:
+            document = JsonObject.parse(body.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise RequestError(f"the request body is not UTF-8 (byte {error.start}); send a JSON object", "body") from None
+        except ValueError as error:
+            raise RequestError(f"the request body is not a JSON object: {error}", "body") from None
+        repeated = document.repeated(SINGLE_FIELDS)
+        if document.get(XARGS_FIELD) is not None:
+            xargs = document.nested(XARGS_FIELD)
+            if xargs is None:
+                raise RequestError(f"{XARGS_FIELD} must be an object", "body", param=XARGS_FIELD)
+            repeated += [f"{XARGS_FIELD}.{key}" for key in xargs.repeated([XARGS_KEY])]
+        if repeated:
+            raise RequestError(f"the request body has {repeated[0]!r} more than once; send it once", "body", param=repeated[0])
+        return cls(document)
+
+    @property
+    def request_id(self) -> object:
+        """The client's ``request_id`` field, or None."""
+        return self.document.get(REQUEST_ID_FIELD)
+
+    def selectors(self, header: str | None) -> Selectors:
+        """The selectors of the request whose X-Precision is ``header``."""
+        xargs = self.document.get(XARGS_FIELD) or {}
+        return Selectors(header, self.document.get(BODY_FIELD), xargs.get(XARGS_KEY), self.document.get(MODEL_FIELD))
+
+    def rewritten(self, selection: Selection, request_id: str | None = None) -> bytes:
+        """The body that asks vLLM for ``selection``; with ``request_id``, if given, as the field of that name."""
+        xargs = self.document.get(XARGS_FIELD) or {}
+        replacements: dict[str, Any] = {XARGS_FIELD: {**xargs, XARGS_KEY: selection.profile}}
+        if selection.model is not None:
+            replacements[MODEL_FIELD] = selection.model
+        if request_id is not None:
+            replacements[REQUEST_ID_FIELD] = request_id
+        return self.document.with_members(replacements, removed=(BODY_FIELD,)).encode("utf-8")
+
+
+async def read_body(receive: Receive, headers: Iterable[tuple[bytes, bytes]], max_bytes: int) -> bytes | None:
+    """The whole request body, or None if the client went away first.
+
+    Raises:
+        RequestError: 413, the body has more than ``max_bytes`` bytes: announced by Content-Length, or counted.
+    """
+    for name, value in headers:
+        if name.lower() == b"content-length" and value.isdigit() and int(value[:20]) > max_bytes:
+            raise _too_large(max_bytes)
+    parts: list[bytes] = []
+    num_bytes = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        part = message.get("body", b"")
+        num_bytes += len(part)
+        if num_bytes > max_bytes:
+            raise _too_large(max_bytes)
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _too_large(max_bytes: int) -> RequestError:
+    return RequestError(f"the request body is larger than {max_bytes} bytes; send a shorter one", "too_large", status=413)

@@ -1,0 +1,109 @@
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, MixtralConfig
+
+from calibrate.model import capture_inputs, find_blocks, load_config, load_model, replay, skeleton
+from matgptq_vllm.core.errors import InputError, UnsupportedError
+from tests.calibrate.conftest import FAMILIES, NUM_LINEARS
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_and_their_linear_layers_are_found(family):
+    blocks = find_blocks(skeleton(FAMILIES[family]()))
+    assert [block.name for block in blocks] == ["model.layers.0", "model.layers.1"]
+    assert list(blocks[1].linears) == [
+        f"model.layers.1.{name}"
+        for name in (
+            "self_attn.q_proj",
+            "self_attn.k_proj",
+            "self_attn.v_proj",
+            "self_attn.o_proj",
+            "mlp.gate_proj",
+            "mlp.up_proj",
+            "mlp.down_proj",
+        )
+    ]
+    assert sum(len(block.linears) for block in blocks) == NUM_LINEARS
+
+
+def test_a_convolution_instead_of_a_linear_layer_is_refused_by_name_and_class():
+    with pytest.raises(UnsupportedError, match=r"transformer\.h\.0\.attn\.c_attn: Conv1D\.weight \[24, 72\]"):
+        find_blocks(skeleton(GPT2Config(n_embd=24, n_layer=3, n_head=2, vocab_size=50)))
+
+
+def test_experts_are_refused_by_name_and_class():
+    config = MixtralConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, vocab_size=50
+    )
+    with pytest.raises(UnsupportedError, match=r"model\.layers\.0\.mlp\.\w+: Mixtral\w+\.\w+ \["):
+        find_blocks(skeleton(config))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_replaying_the_blocks_one_by_one_is_the_model(family, make_model):
+    directory = make_model(FAMILIES[family]())
+    tokens = torch.randint(0, 256, (5, 33), generator=torch.Generator().manual_seed(0))
+    expected = load_model(directory, torch.float32)(tokens, output_hidden_states=True).hidden_states
+    model = load_model(directory)
+    assert model.dtype == torch.bfloat16
+    blocks = find_blocks(model)
+    inputs = capture_inputs(model, blocks, tokens.split(3))
+    assert [tuple(hidden.shape) for hidden in inputs.hidden] == [(3, 33, 40), (2, 33, 40)]
+    for index, call in enumerate(range(2)):
+        hidden = inputs.hidden[index]
+        for block, calls in zip(blocks, inputs.calls, strict=True):
+            block.module.float()
+            hidden = replay(block, hidden, calls[call])
+        final = model.model.norm.float()(hidden)
+        torch.testing.assert_close(final, expected[-1].split(3)[index], rtol=1e-4, atol=1e-4)
+
+
+def test_capturing_leaves_the_model_as_it_was(llama_dir):
+    model = load_model(llama_dir, torch.float32)
+    tokens = torch.arange(20).view(2, 10)
+    before = model(tokens).logits
+    capture_inputs(model, find_blocks(model), [tokens])
+    assert torch.equal(model(tokens).logits, before)
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path, llama_dir):
+    with pytest.raises(InputError, match="is not a folder"):
+        load_config(tmp_path / "missing")
+    with pytest.raises(InputError, match=r"has no config\.json"):
+        load_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config\.json"):
+        load_config(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
+    with pytest.raises(InputError, match="no-such-model"):
+        load_config(tmp_path)
+
+
+def test_a_quantized_model_is_refused(tmp_path, llama_dir):
+    config = json.loads((llama_dir / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    with pytest.raises(InputError, match="quantized already"):
+        load_config(tmp_path)
+
+
+def test_missing_and_damaged_weights_are_refused(tmp_path, llama_dir):
+    directory = shutil.copytree(llama_dir, tmp_path / "model")
+    weights = directory / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(InputError, match="weights cannot be loaded"):
+        load_model(directory)
+    weights.unlink()
+    with pytest.raises(InputError, match="weights cannot be loaded"):
+        load_model(directory)
+
+
+def test_a_weight_left_out_is_refused_and_not_filled_with_random_numbers(tmp_path, llama_dir):
+    model = AutoModelForCausalLM.from_pretrained(llama_dir)
+    state = {name: tensor for name, tensor in model.state_dict().items() if "layers.1.mlp.up_proj" not in name}
+    directory = shutil.copytree(llama_dir, tmp_path / "model")
+    model.save_pretrained(directory, state_dict=state)
+    with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(directory)

@@ -1,0 +1,57 @@
+"""Fixtures that several kinds of test share: the example model and one parent calibrated from it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from calibrate.options import CalibrateOptions
+from calibrate.run import run_calibration
+from matgptq_vllm.core.checkpoint import ParentReader
+from matgptq_vllm.core.checkpoint_writer import write_profiles
+from matgptq_vllm.core.profile import Profile
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def example_model() -> Path:
+    """The 7M model that ships with the project."""
+    return ROOT / "examples" / "model"
+
+
+@pytest.fixture(scope="session")
+def calibration_text() -> Path:
+    return ROOT / "examples" / "text" / "calibration.txt"
+
+
+@pytest.fixture(scope="session")
+def evaluation_text() -> Path:
+    return ROOT / "examples" / "text" / "evaluation.txt"
+
+
+@pytest.fixture(scope="session")
+def parent_dir(tmp_path_factory: pytest.TempPathFactory, example_model: Path, calibration_text: Path) -> Path:
+    """The example model, calibrated; without stored profiles. Read only."""
+    out = tmp_path_factory.mktemp("parent") / "gutenberg-7m"
+    return run_calibration(CalibrateOptions(model=example_model, out=out, text=calibration_text, num_samples=128))
+
+
+@pytest.fixture(scope="session")
+def profiled_parent(tmp_path_factory: pytest.TempPathFactory, parent_dir: Path) -> Path:
+    """The same parent with two heterogeneous profiles, which put every width next to every other. Read only."""
+    directory = tmp_path_factory.mktemp("profiled") / "gutenberg-7m"
+    shutil.copytree(parent_dir, directory)
+    layers = list(ParentReader(directory).layers)
+    by_kind = {"self_attn": 6, "mlp": 3}
+    by_depth = (8, 4, 2, 3, 6, 8)
+    write_profiles(
+        directory,
+        [
+            Profile("mix-kind", {name: by_kind[name.split(".")[3]] for name in layers}),
+            Profile("mix-depth", {name: by_depth[int(name.split(".")[2])] for name in layers}),
+        ],
+    )
+    return directory
+
+

@@ -1,0 +1,83 @@
+"""core.manifest: what a digest covers, and a manifest's way through JSON."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from matgptq_vllm.core.errors import FormatError
+from matgptq_vllm.core.manifest import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, Manifest, digest, read_index, read_manifest
+from matgptq_vllm.core.parent import ParentSpec
+
+TENSORS = [
+    torch.arange(10, dtype=torch.uint8).view(5, 2),
+    torch.arange(10, dtype=torch.uint8).view(2, 5),
+    torch.arange(10, dtype=torch.uint8),
+    torch.arange(10, dtype=torch.int8),
+    torch.zeros(2, dtype=torch.float16),
+    torch.zeros(2, dtype=torch.bfloat16),
+    torch.zeros(1),
+    torch.tensor(0.0),
+    torch.zeros(0),
+    torch.zeros((0, 3)),
+    torch.tensor([True, False]),
+]
+
+
+def test_a_digest_is_that_of_the_documented_text_and_bytes() -> None:
+    assert digest(TENSORS[0]) == hashlib.sha256(b"uint8[5, 2]\n" + bytes(range(10))).hexdigest()
+    one = torch.tensor(1.0, dtype=torch.bfloat16)
+    assert digest(one) == hashlib.sha256(b"bfloat16[]\n\x80\x3f").hexdigest()
+
+
+def test_type_shape_and_every_byte_matter() -> None:
+    assert len({digest(tensor) for tensor in TENSORS}) == len(TENSORS)
+    base = torch.zeros(5, 2, dtype=torch.uint8)
+    changed = {digest(base)}
+    for position in range(10):
+        copy = base.clone()
+        copy.view(-1)[position] = 1
+        changed.add(digest(copy))
+    assert len(changed) == 11
+
+
+def test_how_a_tensor_lies_in_memory_does_not_matter() -> None:
+    whole = torch.arange(60, dtype=torch.float32).view(6, 10)
+    for view in (whole.t(), whole[::2], whole[:, 3:7], whole[1:2].expand(4, 10)):
+        assert digest(view) == digest(view.clone(memory_format=torch.contiguous_format))
+
+
+def make(directory: Path, manifest: Manifest) -> None:
+    (directory / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+    (directory / CONFIG_FILE).write_text(json.dumps({"quantization_config": manifest.spec.to_dict()}))
+
+
+def test_a_manifest_survives_json_with_the_order_of_its_layers(tmp_path: Path) -> None:
+    layers = {"z": (3, 4), "a": (1, 130), "ж": (5, 5)}
+    manifest = Manifest(ParentSpec("round", 64), layers, {"z.plane0": "00", "ж.scales": "ff"})
+    make(tmp_path, manifest)
+    assert read_manifest(tmp_path) == manifest
+    assert list(read_manifest(tmp_path).layers) == list(layers)
+
+
+def test_the_checksum_is_that_of_the_documented_text(tmp_path: Path) -> None:
+    document = json.loads(Manifest(ParentSpec(), {"ж": (1, 2)}, {}).to_json())
+    checksum = document.pop("checksum")
+    text = json.dumps(document, sort_keys=True, separators=(", ", ": "), ensure_ascii=True)
+    assert checksum == hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def test_another_version_is_named_before_anything_else_is_judged(tmp_path: Path) -> None:
+    make(tmp_path, Manifest(ParentSpec(), {}, {}))
+    document = json.loads((tmp_path / MANIFEST_FILE).read_text())
+    document["parent"]["format_version"] = 2
+    (tmp_path / MANIFEST_FILE).write_text(json.dumps(document))
+    with pytest.raises(FormatError, match="format_version is 2, this release reads 1"):
+        read_manifest(tmp_path)
+
+
+def test_an_index_maps_tensors_to_files(tmp_path: Path) -> None:
+    (tmp_path / INDEX_FILE).write_text('{"metadata": {}, "weight_map": {"a": "x.safetensors"}}')
+    assert read_index(tmp_path) == {"a": "x.safetensors"}

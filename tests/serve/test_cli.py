@@ -1,0 +1,110 @@
+"""``matgptq serve``: what it executes, what it refuses at once, what importing it brings."""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from matgptq_vllm.core.errors import FormatError, InputError
+from serve import cli
+
+
+def run(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="matgptq")
+    cli.add_verbs(parser.add_subparsers())
+    namespace = parser.parse_args(["serve", *arguments])
+    return namespace.run(namespace)
+
+
+@pytest.fixture
+def executed(monkeypatch):
+    calls = []
+    monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    return calls
+
+
+@pytest.mark.parametrize("own_first", [True, False])
+def test_it_becomes_vllms_server(parent_folder, executed, own_first):
+    own = ["--max-width", "4", "--default-precision=mix-3.0", "--max-body-bytes", "1000"]
+    directory = str(parent_folder)
+    run([*own, directory, "--port", "80"] if own_first else [directory, "--port", "80", *own])
+    [(path, command, environment)] = executed
+    assert path == command[0]
+    arguments = command[command.index("serve") :]
+    assert arguments[:5] == ["serve", directory, "--port", "80", "--served-model-name"]
+    assert arguments[5:10] == [directory, f"{directory}@2", f"{directory}@3", f"{directory}@4", f"{directory}@mix-3.0"]
+    assert '{"matgptq": {"max_width": 4, "default_precision": "mix-3.0"}}' in arguments
+    assert {"matgptq", "matgptq_endpoints", "matgptq_stats"} <= set(environment["VLLM_PLUGINS"].split(","))
+    assert environment["MATGPTQ_MAX_BODY_BYTES"] == "1000"
+
+
+def test_dry_run_prints_a_command_for_a_shell_and_runs_nothing(parent_folder, executed, capsys):
+    assert run([str(parent_folder), "--dry-run", "--served-model-name", "my model"]) == 0
+    assert executed == []
+    words = shlex.split(capsys.readouterr().out)
+    assert words[0].startswith("VLLM_PLUGINS=")
+    assert "my model@mix-6.0" in words
+    assert "--dry-run" not in words
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_teaches_the_three_ways_to_ask(option, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run([option])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for word in ("X-Precision", '"precision"', "NAME@4", "--max-width", "--default-precision"):
+        assert word in text
+
+
+@pytest.mark.parametrize("arguments", [[], ["--port", "80"], ["--port", "80", "DIR"], ["--max-width", "4"]])
+def test_the_folder_comes_before_vllms_arguments(parent_folder, executed, arguments):
+    with pytest.raises(InputError, match="matgptq serve DIR"):
+        run([argument.replace("DIR", str(parent_folder)) for argument in arguments])
+    assert executed == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--max-width", "4", "--default-precision", "8"],
+        ["--default-precision", "mix-9"],
+        ["--default-precision", "a b"],
+        ["--max-width", "4", "--default-precision", "mix-6.0"],
+        ["--max-body-bytes", "0"],
+        ["--worker-cls", "my.Worker"],
+    ],
+)
+def test_wrong_options_are_refused_before_anything_starts(parent_folder, executed, arguments):
+    with pytest.raises(InputError):
+        run([str(parent_folder), *arguments])
+    assert executed == []
+
+
+def test_a_folder_that_is_no_parent_is_refused_before_anything_starts(tmp_path, executed):
+    with pytest.raises(FormatError, match=r"matgptq_manifest\.json"):
+        run([str(tmp_path)])
+    assert executed == []
+
+
+def test_importing_the_command_or_the_endpoints_brings_neither_torch_nor_vllm():
+    code = """
+import sys
+import serve.cli, serve.endpoints, serve.middleware, serve.metrics
+heavy = {"torch", "vllm", "numpy", "triton", "transformers"} & set(sys.modules)
+sys.exit(f"imported {heavy}" if heavy else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_the_command_alone_brings_no_web_framework():
+    code = (
+        "import sys, serve.cli; sys.exit(str({'fastapi', 'starlette'} & set(sys.modules)) if 'fastapi' in sys.modules else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
