@@ -13,13 +13,17 @@ floor(v) + 1; any code further away is no better at any width. So two candidates
 """
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import torch
 
 from matgptq_vllm.core.precision import PARENT_WIDTH
-from matgptq_vllm.core.slicing import ZERO_LEVEL, check_rule, levels, nearest_codes
+from matgptq_vllm.core.slicing import ZERO_LEVEL, SliceRule, bits_read, check_rule, levels, nearest_codes
 
 NUM_CODES = 1 << PARENT_WIDTH
+
+Bounds: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+"""Smallest and largest code allowed for each weight, both uint8."""
 
 
 class JointObjective:
@@ -40,6 +44,8 @@ class JointObjective:
         device: torch.device | str = "cpu",
     ):
         self.rule = check_rule(rule)
+        self.widths = tuple(sorted(compensation))
+        """Widths made up for."""
         values = _level_table(rule, weights)
         share = _shares(weights)
         mean = share @ values
@@ -47,12 +53,15 @@ class JointObjective:
         self._variance = (share @ (values - mean) ** 2).float().to(device)  # V, [256]
         self._passed_on = (_shares(compensation) @ _level_table(rule, compensation)).float().to(device)  # [256]
 
-    def choose(self, scaled: torch.Tensor) -> torch.Tensor:
-        """Best code of each scaled weight (float32, any shape) -> uint8, same shape."""
+    def choose(self, scaled: torch.Tensor, bounds: Bounds | None = None) -> torch.Tensor:
+        """Best code of each scaled weight (float32, any shape), within ``bounds`` if given -> uint8, same shape."""
         if self.rule == "nested":
-            return nearest_codes(scaled, self.rule)
+            nearest = nearest_codes(scaled, self.rule)
+            return nearest if bounds is None else nearest.clamp_(*bounds)
         below = (scaled + ZERO_LEVEL).floor_().clamp_(0, NUM_CODES - 1).to(torch.uint8)
-        above = (below + (below < NUM_CODES - 1)).to(torch.uint8)
+        if bounds is not None:
+            below.clamp_(*bounds)
+        above = (below + (below < (NUM_CODES - 1 if bounds is None else bounds[1]))).to(torch.uint8)
         return torch.where(self.loss(scaled, above) < self.loss(scaled, below), above, below)
 
     def loss(self, scaled: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
@@ -63,6 +72,13 @@ class JointObjective:
     def mean_levels(self, codes: torch.Tensor) -> torch.Tensor:
         """Mean level over the compensation widths of ``codes`` (uint8) -> float32, same shape."""
         return self._passed_on[codes.int()]
+
+
+def bounds_of(codes: torch.Tensor, width: int, rule: SliceRule) -> Bounds:
+    """The codes with the same values as ``codes`` (uint8, any shape) at ``width`` and at every narrower one."""
+    free = PARENT_WIDTH - bits_read(width, rule)
+    low = (codes >> free) << free
+    return low, low + ((1 << free) - 1)
 
 
 def _shares(weights: Mapping[int, float]) -> torch.Tensor:

@@ -7,9 +7,11 @@ Imports no torch: the command line is built from this file.
 # ruff: noqa: RUF009
 
 import argparse
+import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,6 +53,25 @@ def check_width_weights(name: str, weights: Mapping[int, float]) -> Mapping[int,
     return dict(weights)
 
 
+def parse_stages(text: str) -> tuple[Mapping[int, float], ...]:
+    """``"3,4/8"`` -> ({3: 1.0, 4: 1.0}, {8: 1.0}); InputError as ``parse_width_weights`` and ``check_stages``."""
+    return check_stages(tuple(parse_width_weights(stage) for stage in text.split("/")))
+
+
+def check_stages(stages: Sequence[Mapping[int, float]]) -> tuple[Mapping[int, float], ...]:
+    """``stages``; InputError unless there is one, and each later one begins at a wider width."""
+    checked = tuple(check_width_weights("compensate", stage) for stage in stages)
+    if not checked:
+        raise InputError("compensate is empty; name at least one width, such as 3,4/6,8")
+    for stage, following in pairwise(checked):
+        if min(stage) >= min(following):
+            raise InputError(
+                f"compensate: a stage from width {min(following)} comes after one from width {min(stage)}; "
+                "each must begin at a wider width, as in 3,4/6,8"
+            )
+    return checked
+
+
 def option(
     help: str, default: Any = MISSING, *, parse: Callable[[str], Any] = str, choices: tuple = (), metavar: str | None = None
 ) -> Any:
@@ -61,8 +82,8 @@ def option(
         choices: the values allowed, if they can be listed.
     """
     metadata = {"help": help, "parse": parse, "choices": choices, "metavar": metavar}
-    if isinstance(default, Mapping):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
+    if isinstance(default, Mapping | tuple):
+        return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -85,11 +106,12 @@ class CalibrateOptions:
         parse=parse_width_weights,
         metavar="R[:W],...",
     )
-    compensate: Mapping[int, float] = option(
-        "widths whose mean error later columns make up for, each with an optional weight",
-        {3: 1.0, 4: 1.0, 8: 1.0},
-        parse=parse_width_weights,
-        metavar="R[:W],...",
+    compensate: tuple[Mapping[int, float], ...] = option(
+        "widths whose mean error later columns make up for, each with an optional weight; after a / come wider widths "
+        "for a second pass over the bits that the first has not decided",
+        ({3: 1.0, 4: 1.0}, {6: 1.0, 8: 1.0}),
+        parse=parse_stages,
+        metavar="R[:W],.../...",
     )
     propagate: int = option("width at which a finished block computes the inputs of the next", 8, parse=int, choices=WIDTHS)
     damp: float = option("share of the mean Hessian diagonal added to the diagonal", 0.01, parse=float)
@@ -106,7 +128,7 @@ class CalibrateOptions:
         _check_at_least("seq_len", self.seq_len, 2)
         _check_at_least("seed", self.seed, 0)
         object.__setattr__(self, "widths", check_width_weights("widths", self.widths))
-        object.__setattr__(self, "compensate", check_width_weights("compensate", self.compensate))
+        object.__setattr__(self, "compensate", check_stages(self.compensate))
         if not (math.isfinite(self.damp) and 0 < self.damp <= 1):
             raise InputError(f"damp is {self.damp!r}; it must be above 0 and at most 1, 0.01 is usual")
         if self.method == "gptq" and self.text is None:
@@ -210,6 +232,8 @@ def _listed(values: Any) -> str:
 
 
 def _shown(default: Any) -> str:
+    if isinstance(default, tuple):
+        return "/".join(map(_shown, default))
     if not isinstance(default, Mapping):
         return str(default)
     return ",".join(f"{width}" if weight == 1 else f"{width}:{weight:g}" for width, weight in default.items())

@@ -56,7 +56,7 @@ def round_blocks(
     """
     blocks = find_blocks(model)
     stored_dtype = model.dtype
-    objective = JointObjective(spec.slice_rule, options.widths, options.compensate, device)
+    stages = [JointObjective(spec.slice_rule, options.widths, widths, device) for widths in options.compensate]
     settings = RoundingSettings(spec.group_size, getattr(torch, spec.scale_dtype), options.damp, options.act_order)
     batches = windows.split(max(1, BATCH_TOKENS // windows.shape[1]))
     inputs = capture_inputs(model, blocks, batches)
@@ -67,7 +67,7 @@ def round_blocks(
             progress.set_postfix_str(block.name)
             block.module.to(device=device, dtype=torch.float32)
             for names, hessian in _collect(block, hidden, calls, device, progress):
-                yield from _round_shared(block, names, hessian, objective, settings, spec, options.propagate)
+                yield from _round_shared(block, names, hessian, stages, settings, spec, options.propagate)
                 progress.update(len(names))
             # Nobody reads the outputs of the last block.
             for index, call in enumerate(calls if block is not blocks[-1] else []):
@@ -125,7 +125,7 @@ def _shared_inputs(block: Block, hidden: torch.Tensor, call: Any) -> list[list[s
 
     hooks = [linear.register_forward_pre_hook(note(name)) for name, linear in block.linears.items()]
     try:
-        replay(block, hidden[:1], call)
+        replay(block, hidden, call)
     finally:
         for hook in hooks:
             hook.remove()
@@ -136,7 +136,7 @@ def _round_shared(
     block: Block,
     names: Sequence[str],
     hessian: torch.Tensor,
-    objective: JointObjective,
+    stages: Sequence[JointObjective],
     settings: RoundingSettings,
     spec: ParentSpec,
     propagate: int,
@@ -146,7 +146,7 @@ def _round_shared(
         _check_finite(block.linears[name].weight, name, "weights")
     _check_finite(hessian, names[0], "inputs")
     weights = [block.linears[name].weight for name in names]
-    stacked_codes, stacked_scales = round_layer(torch.cat(weights), hessian, objective, settings, names[0])
+    stacked_codes, stacked_scales = round_layer(torch.cat(weights), hessian, stages, settings, names[0])
     rows = [weight.shape[0] for weight in weights]
     for name, weight, codes, scales in zip(names, weights, stacked_codes.split(rows), stacked_scales.split(rows), strict=True):
         values = {

@@ -1,6 +1,6 @@
 """One calibration, from options to a parent on disk. The only module that owns both the model and the output folder."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,5 @@ def _plain(options: CalibrateOptions) -> dict[str, Any]:
         value = getattr(options, spec.name)
         if spec.name in ("out", "overwrite", "dry_run"):
             continue
-        if isinstance(value, Mapping):
-            value = {str(width): weight for width, weight in value.items()}
         values[spec.name] = str(value) if isinstance(value, Path) else value
     return values

@@ -130,7 +130,7 @@ def _resolve(asked: str, reason: str, param: str, model: str | None, catalogue: 
     try:
         profile = catalogue.resolve(asked)
     except InputError as error:
-        raise RequestError(f"{param}: {error}", "precision", param=param) from None
+        raise RequestError(str(error), "precision", param=param) from None
     return Selection(profile, AUTO if asked == AUTO else reason, model)
 
 

@@ -53,5 +53,3 @@ def profiled_parent(tmp_path_factory: pytest.TempPathFactory, parent_dir: Path) 
         ],
     )
     return directory
-
-

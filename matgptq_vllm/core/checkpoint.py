@@ -18,13 +18,15 @@ from pathlib import Path
 import safetensors
 import torch
 
-from matgptq_vllm.core.errors import FormatError, InputError
-from matgptq_vllm.core.manifest import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, digest, read_index, read_manifest
+from matgptq_vllm.core.digest import digest
+from matgptq_vllm.core.errors import FormatError
+from matgptq_vllm.core.manifest import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, read_index
 from matgptq_vllm.core.planes import PlaneLayout
 from matgptq_vllm.core.precision import PARENT_WIDTH
-from matgptq_vllm.core.profile import PROFILES_FILE, Profile, all_profiles, profiles_from_json
+from matgptq_vllm.core.profile import PROFILES_FILE
 from matgptq_vllm.core.safetensors_header import check_complete
 from matgptq_vllm.core.slicing import bits_read, check_rule
+from matgptq_vllm.core.summary import ParentSummary
 
 MODEL_SET = "model"
 SCALES = "scales"
@@ -36,21 +38,17 @@ def plane_name(plane: int) -> str:
     return f"plane{plane}"
 
 
-class ParentReader:
+class ParentReader(ParentSummary):
     """A parent on disk, opened for reading. Tensors are read when asked for, never before.
 
     Raises (from the constructor and every method):
+        InputError: there is no such folder.
         FormatError: the folder is not a whole parent; the message names the file, and the tensor if it is one.
     """
 
     def __init__(self, directory: str | Path):
-        self.directory = Path(directory)
-        manifest = read_manifest(self.directory)
-        self.spec = manifest.spec
-        self.layers = manifest.layers
-        """Quantized layers: name -> (N, K)."""
+        super().__init__(directory)
         self.layout = PlaneLayout(self.spec.plane_widths)
-        self._sha256 = manifest.sha256
 
     @cached_property
     def _index(self) -> dict[str, str]:
@@ -59,27 +57,6 @@ class ParentReader:
             names = sorted(index.keys() ^ self._sha256.keys())
             raise FormatError(f"{INDEX_FILE}: its tensors differ from {MANIFEST_FILE}'s: {names[:4]}; one was altered")
         return index
-
-    def stored_profiles(self) -> list[Profile]:
-        """The profiles in the parent's table; uniform ones are not stored."""
-        try:
-            text = (self.directory / PROFILES_FILE).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return []
-        except (OSError, ValueError) as error:
-            raise FormatError(f"{PROFILES_FILE}: cannot be read ({error}); copy it again") from error
-        return profiles_from_json(text, self.layers.keys(), PROFILES_FILE)
-
-    def profiles(self, max_width: int = PARENT_WIDTH) -> list[Profile]:
-        """Every profile that a replica of ``max_width`` can serve, in index order."""
-        return all_profiles(self.layers.keys(), self.stored_profiles(), max_width)
-
-    def profile(self, name: str) -> Profile:
-        """The profile called ``name``; InputError lists what there is."""
-        profiles = {profile.name: profile for profile in self.profiles()}
-        if name not in profiles:
-            raise InputError(f"{self.directory} has no profile {name!r}; it has {', '.join(profiles)}")
-        return profiles[name]
 
     def num_planes(self, max_width: int) -> int:
         """Leading planes that a replica of ``max_width`` reads."""

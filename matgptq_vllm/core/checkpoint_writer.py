@@ -10,8 +10,9 @@ import safetensors.torch
 import torch
 
 from matgptq_vllm.core.checkpoint import MODEL_SET, SCALES, plane_name
+from matgptq_vllm.core.digest import digest
 from matgptq_vllm.core.errors import InputError
-from matgptq_vllm.core.manifest import INDEX_FILE, MANIFEST_FILE, Manifest, digest
+from matgptq_vllm.core.manifest import INDEX_FILE, MANIFEST_FILE, Manifest, read_manifest
 from matgptq_vllm.core.parent import ParentSpec
 from matgptq_vllm.core.planes import PlaneLayout
 from matgptq_vllm.core.profile import PROFILES_FILE, Profile, profiles_to_json
@@ -88,7 +89,11 @@ class ParentWriter:
         self._add(MODEL_SET, name, tensor)
 
     def finish(self, profiles: list[Profile] | None = None) -> None:
-        """Write what is pending, the index, the profile table and last the manifest; then give the folder its name."""
+        """Write what is pending, the index, the profile table and last the manifest; then give the folder its name.
+
+        Raises:
+            FormatError: the config.json that the caller put there is missing or describes another parent.
+        """
         for file_set in list(self._pending):
             self._flush(file_set)
         index = {name: self._rename(file_set, shard) for name, (file_set, shard) in self._shard_of.items()}
@@ -98,6 +103,7 @@ class ParentWriter:
         )
         _write_text(self.directory / PROFILES_FILE, profiles_to_json(profiles or []))
         _write_text(self.directory / MANIFEST_FILE, Manifest(self._spec, self._layers, self._sha256).to_json())
+        read_manifest(self.directory)
         _sync_directory(self.directory)
         if self._target.exists():
             shutil.rmtree(self._replaced, ignore_errors=True)

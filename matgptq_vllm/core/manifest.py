@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from matgptq_vllm.core.errors import FormatError
 from matgptq_vllm.core.parent import ParentSpec
 
@@ -71,17 +69,6 @@ def read_index(directory: Path) -> dict[str, str]:
     if not isinstance(index, dict) or not all(_is_file_name(file) for file in index.values()):
         raise FormatError(f"{INDEX_FILE}: weight_map must map tensor names to files beside it; copy it again")
     return index
-
-
-def digest(tensor: torch.Tensor) -> str:
-    """SHA-256 of a CPU tensor, as hexadecimal: of ``dtype[shape]`` and a newline, then its bytes, row-major, little-endian.
-
-    The bytes alone would not tell a [4, 8] tensor from an [8, 4] one, nor uint8 from int8.
-    """
-    header = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}\n"
-    sha256 = hashlib.sha256(header.encode())
-    sha256.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return sha256.hexdigest()
 
 
 def _checksum(document: Mapping[str, Any]) -> str:

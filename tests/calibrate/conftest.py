@@ -44,9 +44,6 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     "mistral": lambda: MistralConfig(**SIZES, tie_word_embeddings=False, sliding_window=8),
 }
 
-NUM_LINEARS = 2 * 7
-"""Two blocks of q, k, v, o, gate, up, down."""
-
 
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
@@ -66,6 +63,18 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return directory
 
     return make
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family_config(request: pytest.FixtureRequest) -> PretrainedConfig:
+    """Configuration of a tiny model, of every family in turn."""
+    return FAMILIES[request.param]()
+
+
+@pytest.fixture(scope="session")
+def family_dir(family_config: PretrainedConfig, make_model: Callable[..., Path]) -> Path:
+    """Folder of a tiny model, of every family in turn."""
+    return make_model(family_config)
 
 
 @pytest.fixture(scope="session")

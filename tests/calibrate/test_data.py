@@ -59,7 +59,9 @@ def test_text_shorter_than_a_window_is_refused_with_both_counts(num_tokens):
 
 
 def test_text_with_too_few_windows_is_refused_with_the_number_it_has():
-    with pytest.raises(InputError, match="has 39 tokens; 4 windows of 10 need 40. Give more text, or at most --num-samples 3"):
+    with pytest.raises(
+        InputError, match=r"has 39 tokens; 4 windows of 10 need 40\. Give more text, or at most --num-samples 3"
+    ):
         sample_windows(torch.arange(39), 4, 10, seed=0, source=SOURCE)
 
 

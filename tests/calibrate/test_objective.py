@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from calibrate.objective import JointObjective
+from calibrate.objective import JointObjective, bounds_of
 from matgptq_vllm.core.slicing import levels
 
 ALL_CODES = torch.arange(256).to(torch.uint8)
@@ -61,3 +61,27 @@ def test_mean_levels_weigh_the_compensation_widths(rule):
     objective = JointObjective(rule, {8: 1.0}, {3: 1.0, 8: 3.0})
     expected = (levels(ALL_CODES, 3, rule) + 3 * levels(ALL_CODES, 8, rule)) / 4
     torch.testing.assert_close(objective.mean_levels(ALL_CODES), expected)
+
+
+@pytest.mark.parametrize("rule", ["nested", "round"])
+@pytest.mark.parametrize("decided", [2, 3, 4, 6, 8])
+def test_bounds_are_the_codes_that_no_decided_width_tells_apart(rule, decided):
+    low, high = bounds_of(ALL_CODES, decided, rule)
+    assert (low <= ALL_CODES).all()
+    assert (high >= ALL_CODES).all()
+    for width in [width for width in (2, 3, 4, 6, 8) if width <= decided]:
+        assert torch.equal(levels(low, width, rule), levels(ALL_CODES, width, rule))
+        assert torch.equal(levels(high, width, rule), levels(ALL_CODES, width, rule))
+
+
+@pytest.mark.parametrize("rule", ["nested", "round"])
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_within_bounds_the_chosen_code_is_as_good_as_the_best_allowed(rule, weights):
+    scaled = scaled_weights()
+    random = torch.randint(0, 256, scaled.shape, generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    low, high = bounds_of(random, 3, rule)
+    allowed = (low[:, None] <= ALL_CODES) & (high[:, None] >= ALL_CODES)
+    losses = direct_losses(scaled, rule, weights).masked_fill(~allowed, torch.inf)
+    chosen = JointObjective(rule, weights, {8: 1.0}).choose(scaled.float(), (low, high))
+    of_chosen = losses.gather(1, chosen.long()[:, None])[:, 0]
+    torch.testing.assert_close(of_chosen, losses.min(1).values, rtol=1e-5, atol=1e-4)

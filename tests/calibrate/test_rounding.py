@@ -59,7 +59,7 @@ def oracle(weight: torch.Tensor, hessian: torch.Tensor, rule: str, group_size: i
 @pytest.mark.parametrize(("n", "k", "group_size"), SHAPES)
 def test_codes_are_those_of_plain_elimination_in_float64(n, k, group_size, rule):
     weight, hessian = problem(n, k)
-    codes, scales = round_layer(weight, hessian, JointObjective(rule, WIDTHS, COMPENSATION), settings(group_size), "layer")
+    codes, scales = round_layer(weight, hessian, [JointObjective(rule, WIDTHS, COMPENSATION)], settings(group_size), "layer")
     assert codes.shape == (n, k)
     assert scales.shape == (n, num_groups(k, group_size))
     assert scales.dtype == torch.bfloat16
@@ -92,7 +92,7 @@ def test_the_width_made_up_for_has_less_output_error_than_rounding_to_nearest(n,
     weight, hessian = problem(n, k)
     for width in (2, 3, 4, 8):
         objective = JointObjective(rule, {width: 1.0}, {width: 1.0})
-        ours = round_layer(weight, hessian, objective, settings(group_size, act_order), "layer")
+        ours = round_layer(weight, hessian, [objective], settings(group_size, act_order), "layer")
         nearest = round_to_nearest(weight, objective, group_size, torch.bfloat16)
         errors = [
             output_error(weight, dequantize(codes, scales.float(), width, rule, group_size), hessian)
@@ -105,20 +105,20 @@ def test_act_order_gives_the_codes_back_in_the_order_of_the_inputs():
     weight, hessian = problem(4, 90)
     hessian = hessian + torch.diag(torch.linspace(0.0, 5.0, 90))
     objective = JointObjective("nested", WIDTHS, COMPENSATION)
-    codes, scales = round_layer(weight, hessian, objective, settings(-1, act_order=True), "layer")
+    codes, scales = round_layer(weight, hessian, [objective], settings(-1, act_order=True), "layer")
     shuffle = torch.randperm(90, generator=torch.Generator().manual_seed(5))
     shuffled_codes, shuffled_scales = round_layer(
-        weight[:, shuffle], hessian[shuffle][:, shuffle], objective, settings(-1, act_order=True), "layer"
+        weight[:, shuffle], hessian[shuffle][:, shuffle], [objective], settings(-1, act_order=True), "layer"
     )
     assert torch.equal(scales, shuffled_scales)
     assert torch.equal(codes[:, shuffle], shuffled_codes)
-    assert not torch.equal(codes, round_layer(weight, hessian, objective, settings(-1), "layer")[0])
+    assert not torch.equal(codes, round_layer(weight, hessian, [objective], settings(-1), "layer")[0])
 
 
 def test_without_correlation_every_code_is_the_nearest_to_its_weight():
     weight, _ = problem(6, 72)
     objective = JointObjective("nested", WIDTHS, COMPENSATION)
-    codes, scales = round_layer(weight, torch.eye(72), objective, settings(32), "layer")
+    codes, scales = round_layer(weight, torch.eye(72), [objective], settings(32), "layer")
     scaled = weight / expand_scales(scales.float(), 72, 32)
     assert torch.equal(codes, objective.choose(scaled))
 
@@ -126,8 +126,8 @@ def test_without_correlation_every_code_is_the_nearest_to_its_weight():
 def test_stacked_layers_get_the_codes_that_each_gets_alone():
     weight, hessian = problem(12, 100)
     objective = JointObjective("round", WIDTHS, COMPENSATION)
-    together = round_layer(weight, hessian, objective, settings(32), "layer")
-    parts = [round_layer(part, hessian, objective, settings(32), "layer") for part in weight.split([5, 7])]
+    together = round_layer(weight, hessian, [objective], settings(32), "layer")
+    parts = [round_layer(part, hessian, [objective], settings(32), "layer") for part in weight.split([5, 7])]
     differing = (together[0] != torch.cat([codes for codes, _ in parts])).float().mean()
     assert differing < 0.01  # matrix products of another shape may sum in another order
 
@@ -138,7 +138,7 @@ def test_inputs_never_seen_are_rounded_to_nearest_and_disturb_nobody():
     hessian[dead] = 0
     hessian[:, dead] = 0
     objective = JointObjective("nested", WIDTHS, COMPENSATION)
-    codes, scales = round_layer(weight, hessian, objective, settings(32), "layer")
+    codes, scales = round_layer(weight, hessian, [objective], settings(32), "layer")
     scaled = weight / expand_scales(scales.float(), 64, 32)
     assert torch.equal(codes[:, dead], objective.choose(scaled)[:, dead])
 
@@ -148,7 +148,7 @@ def test_inputs_never_seen_are_rounded_to_nearest_and_disturb_nobody():
 def test_weights_of_zero_stay_exactly_zero_at_every_width(rule, act_order):
     _, hessian = problem(4, 40)
     objective = JointObjective(rule, WIDTHS, COMPENSATION)
-    codes, scales = round_layer(torch.zeros(4, 40), hessian, objective, settings(32, act_order), "layer")
+    codes, scales = round_layer(torch.zeros(4, 40), hessian, [objective], settings(32, act_order), "layer")
     for width in WIDTHS:
         assert torch.equal(dequantize(codes, scales, width, rule, 32), torch.zeros(4, 40))
 
@@ -156,7 +156,7 @@ def test_weights_of_zero_stay_exactly_zero_at_every_width(rule, act_order):
 def test_the_weight_is_not_written_to():
     weight, hessian = problem(1, 40)
     before = weight.clone()
-    round_layer(weight, hessian, JointObjective("nested", WIDTHS, COMPENSATION), settings(32), "layer")
+    round_layer(weight, hessian, [JointObjective("nested", WIDTHS, COMPENSATION)], settings(32), "layer")
     assert torch.equal(weight, before)
 
 
@@ -166,3 +166,17 @@ def test_nearest_rounding_is_within_half_a_step_with_a_ragged_last_group():
     step = expand_scales(scales, 70, 32)
     assert scales.shape == (8, 3)
     assert ((weight - dequantize(codes, scales, 8, "nested", 32)).abs() <= step * 0.5001).all()
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("rule", ["nested", "round"])
+def test_a_second_stage_keeps_the_narrow_slices_and_improves_the_wide_ones(rule, act_order):
+    weight, hessian = problem(11, 200)
+    narrow, wide = JointObjective(rule, WIDTHS, {3: 1.0}), JointObjective(rule, WIDTHS, {8: 1.0})
+    first, scales = round_layer(weight, hessian, [narrow], settings(64, act_order), "layer")
+    both, same_scales = round_layer(weight, hessian, [narrow, wide], settings(64, act_order), "layer")
+    assert torch.equal(scales, same_scales)
+    for width in (2, 3):
+        assert torch.equal(levels(first, width, rule), levels(both, width, rule))
+    errors = [output_error(weight, dequantize(codes, scales.float(), 8, rule, 64), hessian) for codes in (first, both)]
+    assert errors[1] < 0.5 * errors[0]

@@ -147,21 +147,6 @@ def test_a_width_that_cannot_be_read_is_the_callers_fault(parent: Path) -> None:
             method(5)
 
 
-def test_profiles_are_found_by_name_and_others_listed(parent: Path, content: ParentContent) -> None:
-    reader = ParentReader(parent)
-    assert [profile.name for profile in reader.profiles()] == ["2", "3", "4", "6", "8", "mix-3.0"]
-    assert [profile.name for profile in reader.profiles(3)] == ["2", "3"]
-    assert reader.profile("mix-3.0") == content.profiles[0]
-    assert set(reader.profile("6").widths.values()) == {6}
-    with pytest.raises(InputError, match=r"no profile '5'; it has 2, 3, 4, 6, 8, mix-3\.0"):
-        reader.profile("5")
-
-
-def test_a_parent_without_a_profile_table_has_the_uniform_profiles(parent: Path) -> None:
-    (parent / PROFILES_FILE).unlink()
-    assert [profile.name for profile in ParentReader(parent).profiles()] == ["2", "3", "4", "6", "8"]
-
-
 # Damaged weight files
 
 
@@ -454,19 +439,10 @@ def test_a_spec_edited_alike_in_both_files_is_refused(parent: Path) -> None:
         ParentReader(parent)
 
 
-def test_a_profile_table_of_another_parent_is_refused(parent: Path) -> None:
-    (parent / PROFILES_FILE).write_text('{"version": 1, "profiles": {"mix": {"widths": {"x": 4}}}}')
-    with pytest.raises(FormatError, match=rf"{PROFILES_FILE}: profile 'mix' does not cover"):
-        ParentReader(parent).profiles()
-
-
-@pytest.mark.parametrize("kind", ["absent", "empty", "a file", "another model"])
+@pytest.mark.parametrize("kind", ["empty", "another model"])
 def test_what_is_not_a_parent_is_refused_by_path(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "thing"
-    if kind == "a file":
-        path.write_text("x")
-    elif kind != "absent":
-        path.mkdir()
+    path.mkdir()
     if kind == "another model":
         (path / CONFIG_FILE).write_text('{"model_type": "llama"}')
         safetensors.torch.save_file({"w": torch.zeros(2)}, path / "model.safetensors")

@@ -1,15 +1,11 @@
 """Fixtures of the end-to-end tests: real servers of the calibrated example model, one per model runner."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-# Test modules are imported by path (importmode=importlib); their shared module lies beside them.
-sys.path.insert(0, str(Path(__file__).parent))
-
-from replica_server import ReplicaServer
+from .replica_server import ReplicaServer
 
 
 @pytest.fixture(scope="session")

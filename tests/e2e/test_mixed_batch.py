@@ -9,16 +9,17 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from replica_server import MODEL_NAME, ReplicaServer
 from transformers import PreTrainedModel
 
 from calibrate.evaluate.sliced_model import load_sliced_model
+
+from .replica_server import MODEL_NAME, ReplicaServer
 
 pytestmark = pytest.mark.engine
 
 PROFILES = ("2", "3", "4", "6", "8", "mix-kind", "mix-depth")
 NUM_REQUESTS = 40
-MAX_TOKENS = 12
+MAX_TOKENS = 8
 LOGPROB_TOLERANCE = 0.02
 TIE_LOGPROB = 0.001
 

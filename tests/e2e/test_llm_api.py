@@ -1,0 +1,97 @@
+"""vLLM's offline API: plain ``LLM(DIR)``, and per-request precision through ``extra_args``. One process per engine."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .replica_server import ROOT, engine_environment
+
+pytestmark = pytest.mark.engine
+
+PREAMBLE = """
+import json, sys
+from vllm import LLM, SamplingParams
+
+def engine(directory, **options):
+    return LLM(directory, dtype="float32", enforce_eager=True, max_model_len=512, max_num_seqs=16, block_size=32,
+               distributed_executor_backend="uni", disable_log_stats=True, **options)
+
+PRECISION = dict(worker_cls="matgptq_vllm.compat.worker.MatGPTQWorker",
+                 scheduler_cls="matgptq_vllm.compat.scheduler.MatGPTQScheduler")
+
+def ask(llm, *precisions, prompt="The old man looked at the sea and"):
+    params = [SamplingParams(temperature=0, max_tokens=8, logprobs=1,
+                             extra_args=None if p is None else {"precision": p}) for p in precisions]
+    return llm.generate([prompt] * len(params), params, use_tqdm=False)
+
+def logprobs(output):
+    steps = zip(output.outputs[0].logprobs, output.outputs[0].token_ids)
+    return [step[token].logprob for step, token in steps]
+"""
+
+
+def run_engine(script: str, directory: Path, runner: str = "v1") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PREAMBLE + script, str(directory)],
+        capture_output=True,
+        text=True,
+        env={**engine_environment(runner), "VLLM_LOGGING_LEVEL": "ERROR"},
+        cwd=ROOT,
+        timeout=300,
+    )
+
+
+def answer_of(result: subprocess.CompletedProcess[str]) -> dict:
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+PLAIN = """
+llm = engine(sys.argv[1])
+print(json.dumps({"default": logprobs(ask(llm, None)[0]), "asked": logprobs(ask(llm, "2")[0])}))
+"""
+
+MIXED = """
+llm = engine(sys.argv[1], **PRECISION)
+together = ask(llm, "8", 4, "mix-depth", None, "auto", "2")
+alone = {p: logprobs(ask(llm, p)[0]) for p in ("8", "4", "mix-depth", "2")}
+refused = ask(llm, "4", "5", prompt="He")
+long = "It was the best of times, it was the worst of times. " * 10
+cached = [ask(llm, p, prompt=long)[0].num_cached_tokens for p in ("4", "4", 4, "3", None, "8")]
+print(json.dumps({
+    "together": [logprobs(output) for output in together], "alone": alone, "cached": cached,
+    "refused": [[output.outputs[0].finish_reason, str(output.outputs[0].stop_reason), len(output.outputs[0].token_ids)]
+                for output in refused],
+    "after": logprobs(ask(llm, "8")[0]),
+}))
+"""
+
+
+def test_plain_llm_serves_the_default_precision(profiled_parent: Path) -> None:
+    answer = answer_of(run_engine(PLAIN, profiled_parent))
+    # Without the worker and scheduler classes a request's own precision has no effect.
+    assert answer["asked"] == pytest.approx(answer["default"], abs=1e-4)
+
+
+@pytest.mark.parametrize("runner", ["v1", "v2"])
+def test_extra_args_choose_a_profile_and_isolate_the_prefix_cache(profiled_parent: Path, runner: str) -> None:
+    answer = answer_of(run_engine(MIXED, profiled_parent, runner))
+    alone = answer["alone"]
+    for together, expected in zip(answer["together"], ["8", "4", "mix-depth", "8", "8", "2"], strict=True):
+        assert together == pytest.approx(alone[expected], abs=1e-3)
+    assert len({tuple(round(value, 2) for value in values) for values in alone.values()}) == len(alone)
+
+    # An unknown precision ends that request alone, saying what there is; the one beside it is answered.
+    (good_reason, _, good_tokens), (bad_reason, why, bad_tokens) = answer["refused"]
+    assert (good_reason, good_tokens) == ("length", 8)
+    assert (bad_reason, bad_tokens) == ("error", 0)
+    assert "'5'" in why
+    assert "2, 3, 4, 6, 8, mix-kind, mix-depth" in why
+    assert answer["after"] == pytest.approx(alone["8"], abs=1e-3)
+
+    first, second, third, other, default, default_by_name = answer["cached"]
+    assert (first, other, default) == (0, 0, 0)
+    assert second == third == default_by_name > 60

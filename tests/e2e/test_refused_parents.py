@@ -1,0 +1,64 @@
+"""Parents that must not be served: vLLM stops while loading, and says which file and which tensor is wrong."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from .test_llm_api import run_engine
+
+pytestmark = pytest.mark.engine
+
+LOAD = "engine(sys.argv[1], **(PRECISION if {precision} else {{}}))\nprint('loaded')\n"
+
+
+def truncate(parent: Path) -> list[str]:
+    path = parent / "plane4-00001-of-00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    return [path.name, "up_proj.plane4"]
+
+
+def flip_a_bit(parent: Path) -> list[str]:
+    path = parent / "plane0-00001-of-00001.safetensors"
+    tensors = load_file(path)
+    name = "model.layers.3.self_attn.k_proj.plane0"
+    tensors[name][5, 7] ^= 1
+    save_file(tensors, path, metadata={"format": "pt"})
+    return [path.name, name]
+
+
+def another_models_config(parent: Path) -> list[str]:
+    path = parent / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"]["slice_rule"] = "round"
+    path.write_text(json.dumps(config))
+    return [path.name, "quantization_config"]
+
+
+def unfinished(parent: Path) -> list[str]:
+    (parent / "matgptq_manifest.json").unlink()
+    return ["matgptq_manifest.json"]
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, another_models_config, unfinished])
+def test_a_damaged_parent_is_refused_at_load(
+    profiled_parent: Path, tmp_path: Path, damage: Callable[[Path], list[str]]
+) -> None:
+    parent = tmp_path / "parent"
+    shutil.copytree(profiled_parent, parent)
+    named = damage(parent)
+    # With and without the classes of per-request precision: plain ``LLM(DIR)`` verifies as well.
+    result = run_engine(LOAD.format(precision=damage is flip_a_bit), parent)
+    assert result.returncode != 0
+    assert "loaded" not in result.stdout
+    for name in named:
+        assert name in result.stderr
+
+
+def test_the_worker_refuses_a_model_that_is_no_parent(example_model: Path) -> None:
+    result = run_engine(LOAD.format(precision=True), example_model)
+    assert result.returncode != 0
+    assert "matgptq calibrate" in result.stderr

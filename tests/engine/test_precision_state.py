@@ -1,0 +1,79 @@
+"""engine.precision_state: the per-token buffer follows the requests of every step."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from matgptq_vllm.core.errors import InputError
+from matgptq_vllm.core.precision import Catalogue
+from matgptq_vllm.engine.precision_state import PrecisionState
+
+CATALOGUE = Catalogue(("2", "3", "4", "8", "mix-3.0"), "8")
+PRECISIONS = [None, "auto", 4, *CATALOGUE.profiles]
+
+
+def make_state(max_tokens: int = 64) -> tuple[PrecisionState, torch.Tensor]:
+    buffer = torch.full((max_tokens,), CATALOGUE.index(None), dtype=torch.int32)
+    return PrecisionState(CATALOGUE, buffer), buffer
+
+
+def test_every_token_of_a_request_gets_its_profile() -> None:
+    state, buffer = make_state(10)
+    state.add_request("a", "2")
+    state.add_request("b", None)
+    state.add_request("c", "mix-3.0")
+    address = buffer.data_ptr()
+    state.write_step(["c", "a", "b"], np.array([1, 4, 2], dtype=np.int32))
+    assert buffer[:7].tolist() == [4, 0, 0, 0, 0, 3, 3]
+    assert buffer.data_ptr() == address
+    assert state.num_steps == 1
+    assert state.tokens_by_profile() == {"2": 4, "3": 0, "4": 0, "8": 2, "mix-3.0": 1}
+
+
+def test_a_request_id_can_be_used_again_with_another_precision() -> None:
+    state, buffer = make_state()
+    state.add_request("a", "2")
+    state.remove_requests(["a", "never seen"])
+    state.add_request("a", "4")
+    state.write_step(["a"], np.array([3], dtype=np.int32))
+    assert buffer[:3].tolist() == [2, 2, 2]
+    with pytest.raises(KeyError):
+        state.remove_requests(["a"])
+        state.write_step(["a"], np.array([1], dtype=np.int32))
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    state, _ = make_state()
+    with pytest.raises(InputError, match="ask for one of 2, 3, 4, 8"):
+        state.add_request("a", "6")
+
+
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from("abcdefg"), st.tuples(st.sampled_from(PRECISIONS), st.integers(1, 9)), min_size=1),
+        min_size=1,
+        max_size=6,
+    ),
+    st.randoms(),
+)
+def test_any_sequence_of_batches_in_any_order_is_written_right(steps: list[dict], rng) -> None:
+    state, buffer = make_state(7 * 9)
+    running: dict[str, object] = {}
+    for step in steps:
+        ended = [name for name in running if name not in step]
+        state.remove_requests(ended)
+        for name in ended:
+            del running[name]
+        for name, (precision, _) in step.items():
+            if name not in running:
+                state.add_request(name, precision)
+                running[name] = precision
+        order = list(step)
+        rng.shuffle(order)
+        counts = np.array([step[name][1] for name in order], dtype=np.int32)
+        state.write_step(order, counts)
+        wanted = [CATALOGUE.index(running[name]) for name, count in zip(order, counts, strict=True) for _ in range(count)]
+        assert buffer[: len(wanted)].tolist() == wanted
+    assert ((buffer >= 0) & (buffer < len(CATALOGUE.profiles))).all()

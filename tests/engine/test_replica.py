@@ -1,0 +1,38 @@
+"""engine.replica: what one engine makes of a parent and its operator's options."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from matgptq_vllm.core.errors import InputError
+from matgptq_vllm.core.replica import ReplicaOptions
+from matgptq_vllm.engine.replica import Replica
+
+
+def test_a_full_replica_holds_every_profile_and_plane(profiled_parent: Path) -> None:
+    replica = Replica(profiled_parent, ReplicaOptions())
+    assert replica.catalogue.profiles == ("2", "3", "4", "6", "8", "mix-kind", "mix-depth")
+    assert (replica.catalogue.default, replica.num_planes) == ("8", 5)
+    assert replica.average_bits()["6"] == 6
+    assert replica.scale_bytes_per_weight() == 2 / 128
+    query = [f"model.layers.2.self_attn.{name}_proj" for name in "qkv"]
+    assert replica.profile_widths(query) == [2, 3, 4, 6, 8, 6, 2]
+
+
+def test_a_narrow_replica_holds_only_what_fits(profiled_parent: Path) -> None:
+    replica = Replica(profiled_parent, ReplicaOptions(max_width=6, default_precision="3"))
+    assert replica.catalogue.profiles == ("2", "3", "4", "6", "mix-kind")
+    assert (replica.catalogue.default, replica.num_planes) == ("3", 4)
+
+
+def test_a_default_beyond_the_max_width_is_refused(profiled_parent: Path) -> None:
+    with pytest.raises(InputError, match="'mix-depth' is not held by this replica; it holds 2, 3, 4"):
+        Replica(profiled_parent, ReplicaOptions(max_width=4, default_precision="mix-depth"))
+
+
+def test_all_layers_share_one_buffer_of_default_profiles(profiled_parent: Path) -> None:
+    replica = Replica(profiled_parent, ReplicaOptions(default_precision="3"))
+    buffer = replica.token_profiles(33, torch.device("cpu"))
+    assert buffer.tolist() == [1] * 33
+    assert replica.token_profiles(33, torch.device("cpu")) is buffer
