@@ -62,8 +62,8 @@ def main() -> None:
     try:
         wait_until_ready(server, port)
         bytes_per_weight = {
-            profile["name"]: profile["bytes_per_weight"]
-            for profile in httpx.get(f"http://127.0.0.1:{port}/v1/precisions").json()["profiles"]
+            profile["id"]: profile["bytes_per_weight"]
+            for profile in httpx.get(f"http://127.0.0.1:{port}/v1/precisions").json()["data"]
         }
         client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
         complete(client, PROMPTS[0], "8", 1)  # the first request of a server is slower than any other

@@ -12,9 +12,9 @@ from pathlib import Path
 from matgptq_vllm.core.errors import InputError, UnsupportedError
 from matgptq_vllm.core.precision import PARENT_WIDTH, WIDTHS
 from matgptq_vllm.core.replica import ReplicaOptions
+from matgptq_vllm.core.summary import ParentSummary
 from serve.command import vllm_arguments
 from serve.environment import ALLOWLIST, server_environment
-from serve.parent_summary import read_parent_summary
 from serve.settings import Settings, env_name
 
 DESCRIPTION = """\
@@ -52,7 +52,7 @@ def run(namespace: argparse.Namespace) -> int:
     own, rest = _own_parser().parse_known_args(namespace.arguments)
     directory, vllm_args = _split_directory(rest)
     options = ReplicaOptions(max_width=own.max_width, default_precision=own.default_precision)
-    profiles = read_parent_summary(Path(directory)).profiles(options.max_width)
+    profiles = ParentSummary(directory).profiles(options.max_width)
     catalogue = options.catalogue(profiles)
     arguments = vllm_arguments(directory, vllm_args, options, catalogue.profiles)
     points = [point for distribution in distributions() for point in distribution.entry_points]

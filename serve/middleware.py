@@ -78,8 +78,8 @@ class PrecisionMiddleware:
             raise RequestError(
                 f"the request headers are larger than {self._settings.max_header_bytes} bytes", "too_large", status=431
             )
-        header = precision_header(headers)
         replica = self._replica()
+        header = precision_header(headers, None if replica is None else replica.catalogue)
         if replica is None:
             if header is not None:
                 raise RequestError(

@@ -85,21 +85,26 @@ def select(selectors: Selectors, catalogue: Catalogue, models: Collection[str]) 
     return Selection(catalogue.default, "default")
 
 
-def precision_header(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+def precision_header(headers: Iterable[tuple[bytes, bytes]], catalogue: Catalogue | None) -> str | None:
     """The value of X-Precision among ASGI ``headers``, or None.
+
+    Args:
+        catalogue: what can be asked for, for messages; None where nothing can.
 
     Raises:
         RequestError: 400, it occurs twice (equal or not: proxies disagree about which one counts) or is not UTF-8.
     """
+    offer = "" if catalogue is None else f". {_offer(catalogue)}"
     values = [value for name, value in headers if name.lower() == PRECISION_HEADER.encode()]
     if not values:
         return None
     if len(values) > 1:
-        raise RequestError(f"X-Precision occurs {len(values)} times; send it once", "header", param="X-Precision")
+        raise RequestError(f"X-Precision occurs {len(values)} times; send it once{offer}", "header", param="X-Precision")
     try:
         return values[0].decode("utf-8").strip(" \t")
     except UnicodeDecodeError:
-        raise RequestError("X-Precision is not UTF-8; send a precision such as 4", "header", param="X-Precision") from None
+        message = f"X-Precision is not UTF-8; send a precision such as 4{offer}"
+        raise RequestError(message, "header", param="X-Precision") from None
 
 
 def split_alias(model: object, models: Collection[str]) -> tuple[str | None, str | None]:

@@ -21,7 +21,7 @@ class _PrecisionScheduling:
     """What both of vLLM's schedulers gain."""
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any):
-        super().__init__(vllm_config, *args, **kwargs)
+        super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
         self._catalogue = open_replica(vllm_config).catalogue
         self._refused: dict[str, tuple[int, str]] = {}  # request id -> (client index, why)
 

@@ -1,6 +1,6 @@
 """MatGPTQWorker: vLLM's worker of this platform, with per-request precision. Use: ``--worker-cls`` this class's path."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm.platforms import current_platform
 
@@ -11,13 +11,13 @@ from matgptq_vllm.core.parent import QUANT_METHOD
 from matgptq_vllm.core.precision import PARENT_WIDTH
 from matgptq_vllm.engine.precision_state import PrecisionState
 
-if current_platform.is_cpu():
-    from vllm.v1.worker.cpu_worker import CPUWorker as _PlatformWorker
-else:
+if TYPE_CHECKING or not current_platform.is_cpu():
     from vllm.v1.worker.gpu_worker import Worker as _PlatformWorker
+else:
+    from vllm.v1.worker.cpu_worker import CPUWorker as _PlatformWorker
 
 
-class MatGPTQWorker(_PlatformWorker):  # type: ignore[misc, valid-type]
+class MatGPTQWorker(_PlatformWorker):
     """A worker that serves a parent with per-request precision."""
 
     def init_device(self) -> None:
@@ -32,6 +32,7 @@ class MatGPTQWorker(_PlatformWorker):  # type: ignore[misc, valid-type]
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
         replica = replica_of(self.vllm_config)
+        assert self.device is not None  # set by init_device
         max_tokens = self.vllm_config.scheduler_config.max_num_batched_tokens
         self.precision_state = PrecisionState(replica.catalogue, replica.token_profiles(max_tokens, self.device))
         add_precision(self.model_runner, self.precision_state)

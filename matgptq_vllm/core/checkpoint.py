@@ -2,10 +2,10 @@
 
 File sets, each in shards ``{set}-{i:05}-of-{n:05}.safetensors``:
 
-    set      tensors
-    model    ``{layer}.scales`` [N, groups], and every weight that is not quantized
-    plane0   ``{layer}.plane0`` uint8 [N, packed K]: the most significant plane of every layer
-    plane1.. likewise, each needed only by wider slices
+    set             tensors
+    model           ``{layer}.scales`` [N, groups], and every weight that is not quantized
+    planes/plane0   ``{layer}.plane0`` uint8 [N, packed K]: the most significant plane of every layer
+    planes/plane1.. likewise, each needed only by wider slices
 
 A replica that reads at most r bits opens ``model`` and the planes that hold the top r bits, no other file. The writer
 is ``core.checkpoint_writer``; the contract in prose is docs/format.md.
@@ -20,7 +20,7 @@ import torch
 
 from matgptq_vllm.core.digest import digest
 from matgptq_vllm.core.errors import FormatError
-from matgptq_vllm.core.manifest import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, read_index
+from matgptq_vllm.core.manifest import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, PLANES_FOLDER, read_index
 from matgptq_vllm.core.planes import PlaneLayout
 from matgptq_vllm.core.precision import PARENT_WIDTH
 from matgptq_vllm.core.profile import PROFILES_FILE
@@ -34,8 +34,13 @@ METADATA_FILES = (CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, PROFILES_FILE)
 
 
 def plane_name(plane: int) -> str:
-    """Name of plane ``plane``: of its file set, and of its tensor within a layer."""
+    """Name of the tensor of plane ``plane`` within a layer."""
     return f"plane{plane}"
+
+
+def plane_set(plane: int) -> str:
+    """Name of the file set of plane ``plane``."""
+    return f"{PLANES_FOLDER}/{plane_name(plane)}"
 
 
 class ParentReader(ParentSummary):
@@ -63,7 +68,7 @@ class ParentReader(ParentSummary):
         return self.layout.num_planes(bits_read(max_width, check_rule(self.spec.slice_rule)))
 
     def files(self, max_width: int = PARENT_WIDTH) -> list[str]:
-        """Names of the weight files that a replica of ``max_width`` opens."""
+        """Paths, within the parent, of the weight files that a replica of ``max_width`` opens."""
         return sorted({self._index[name] for name in self._wanted(max_width)})
 
     def tensors(self, max_width: int = PARENT_WIDTH) -> Iterator[tuple[str, torch.Tensor]]:
@@ -92,7 +97,7 @@ class ParentReader(ParentSummary):
 
     def _read(self, file: str, names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
         path = self.directory / file
-        check_complete(path)
+        check_complete(self.directory, file)
         try:
             with safetensors.safe_open(str(path), framework="pt", device="cpu") as shard:
                 held = set(shard.keys())

@@ -9,10 +9,10 @@ from types import TracebackType
 import safetensors.torch
 import torch
 
-from matgptq_vllm.core.checkpoint import MODEL_SET, SCALES, plane_name
+from matgptq_vllm.core.checkpoint import MODEL_SET, SCALES, plane_name, plane_set
 from matgptq_vllm.core.digest import digest
 from matgptq_vllm.core.errors import InputError
-from matgptq_vllm.core.manifest import INDEX_FILE, MANIFEST_FILE, Manifest, read_manifest
+from matgptq_vllm.core.manifest import INDEX_FILE, MANIFEST_FILE, PLANES_FOLDER, Manifest, read_manifest
 from matgptq_vllm.core.parent import ParentSpec
 from matgptq_vllm.core.planes import PlaneLayout
 from matgptq_vllm.core.profile import PROFILES_FILE, Profile, profiles_to_json
@@ -64,7 +64,7 @@ class ParentWriter:
 
     def __enter__(self) -> "ParentWriter":
         shutil.rmtree(self.directory, ignore_errors=True)
-        self.directory.mkdir(parents=True)
+        (self.directory / PLANES_FOLDER).mkdir(parents=True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -82,7 +82,7 @@ class ParentWriter:
         self._layers[name] = (n, k)
         self._add(MODEL_SET, f"{name}.{SCALES}", scales.to(getattr(torch, self._spec.scale_dtype)))
         for plane, packed in enumerate(self._layout.split(codes.cpu())):
-            self._add(plane_name(plane), f"{name}.{plane_name(plane)}", packed)
+            self._add(plane_set(plane), f"{name}.{plane_name(plane)}", packed)
 
     def add_tensor(self, name: str, tensor: torch.Tensor) -> None:
         """Add a weight that is not quantized."""
@@ -104,6 +104,7 @@ class ParentWriter:
         _write_text(self.directory / PROFILES_FILE, profiles_to_json(profiles or []))
         _write_text(self.directory / MANIFEST_FILE, Manifest(self._spec, self._layers, self._sha256).to_json())
         read_manifest(self.directory)
+        _sync_directory(self.directory / PLANES_FOLDER)
         _sync_directory(self.directory)
         if self._target.exists():
             shutil.rmtree(self._replaced, ignore_errors=True)

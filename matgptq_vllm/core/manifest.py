@@ -14,6 +14,9 @@ MANIFEST_FILE = "matgptq_manifest.json"
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
 """Hugging Face's index: tensor name -> file."""
+PLANES_FOLDER = "planes"
+"""Folder of the plane files. Not beside the others: tools that look at every safetensors file of a model folder, vLLM
+among them, would open planes that a narrow replica never needs."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,10 @@ def read_index(directory: Path) -> dict[str, str]:
     """Tensor name -> file name, from the Hugging Face index; FormatError if it is missing or damaged."""
     document = _read_json(directory / INDEX_FILE, "the parent is incomplete")
     index = document.get("weight_map")
-    if not isinstance(index, dict) or not all(_is_file_name(file) for file in index.values()):
-        raise FormatError(f"{INDEX_FILE}: weight_map must map tensor names to files beside it; copy it again")
+    if not isinstance(index, dict) or not all(_is_weight_file(file) for file in index.values()):
+        raise FormatError(
+            f"{INDEX_FILE}: weight_map must map tensor names to files beside it or in {PLANES_FOLDER}/; copy it again"
+        )
     return index
 
 
@@ -75,8 +80,11 @@ def _checksum(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
-def _is_file_name(file: object) -> bool:
-    return isinstance(file, str) and "/" not in file and "\\" not in file
+def _is_weight_file(file: object) -> bool:
+    if not isinstance(file, str):
+        return False
+    name = file.removeprefix(f"{PLANES_FOLDER}/")
+    return "/" not in name and "\\" not in name
 
 
 def _read_json(path: Path, without: str) -> dict:

@@ -32,7 +32,7 @@ class MatGPTQConfig(QuantizationConfig):
         super().__init__()
         self.spec = spec
 
-    def get_name(self) -> str:
+    def get_name(self) -> Any:  # vLLM's type lists its built-in methods
         return QUANT_METHOD
 
     def get_supported_act_dtypes(self) -> list[torch.dtype]:

@@ -12,7 +12,12 @@ from typing import Any
 import torch
 from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.linear import LinearMethodBase, register_weight_loader_v2_supported_method
-from vllm.model_executor.parameter import ChannelQuantScaleParameter, GroupQuantScaleParameter, ModelWeightParameter
+from vllm.model_executor.parameter import (
+    BasevLLMParameter,
+    ChannelQuantScaleParameter,
+    GroupQuantScaleParameter,
+    ModelWeightParameter,
+)
 from vllm.model_executor.utils import set_weight_attrs
 
 from matgptq_vllm.core.checkpoint import SCALES, plane_name
@@ -39,7 +44,7 @@ class MatGPTQLinearMethod(LinearMethodBase):
 
     def create_weights(
         self,
-        layer: torch.nn.Module,
+        layer: Any,
         input_size_per_partition: int,
         output_partition_sizes: list[int],
         input_size: int,
@@ -67,7 +72,7 @@ class MatGPTQLinearMethod(LinearMethodBase):
 
         data = torch.empty(n, num_groups(k, reader.spec.group_size), dtype=getattr(torch, reader.spec.scale_dtype))
         if reader.spec.group_size == -1:
-            scales = ChannelQuantScaleParameter(data=data, output_dim=0, weight_loader=weight_loader)
+            scales: BasevLLMParameter = ChannelQuantScaleParameter(data=data, output_dim=0, weight_loader=weight_loader)
         else:
             scales = GroupQuantScaleParameter(data=data, input_dim=1, output_dim=0, weight_loader=weight_loader)
         layer.register_parameter(SCALES, scales)
@@ -80,7 +85,7 @@ class MatGPTQLinearMethod(LinearMethodBase):
         token_profiles = self._replica.token_profiles(max_tokens, data.device)
         layer.register_buffer("token_profiles", token_profiles, persistent=False)
 
-    def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [..., K] -> [..., N], every row at the width of its token's profile."""
         spec = self._replica.reader.spec
         planes = [getattr(layer, plane_name(plane)) for plane in range(self._replica.num_planes)]

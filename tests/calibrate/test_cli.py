@@ -115,10 +115,10 @@ def test_what_is_no_model_or_no_parent_is_refused(llama_dir, text_file, tmp_path
 
 def test_an_altered_parent_is_found_by_verify(tiny_options):
     directory = run_calibration(tiny_options())
-    path = directory / "plane2-00001-of-00001.safetensors"
+    path = directory / "planes/plane2-00001-of-00001.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(bytes(content))
     run("inspect", directory)
-    with pytest.raises(FormatError, match=r"plane2-00001-of-00001\.safetensors: tensor .* is not what calibration wrote"):
+    with pytest.raises(FormatError, match=r"planes/plane2-00001-of-00001\.safetensors: tensor .* is not what calibration wrote"):
         run("inspect", directory, "--verify")

@@ -23,7 +23,7 @@ FOLDER = {
     "model.safetensors.index.json",
     "tokenizer.json",
     "tokenizer_config.json",
-    *(f"plane{plane}-00001-of-00001.safetensors" for plane in range(5)),
+    *(f"planes/plane{plane}-00001-of-00001.safetensors" for plane in range(5)),
 }
 
 
@@ -89,7 +89,7 @@ def test_the_same_options_give_the_same_bytes_and_another_seed_other_codes(tiny_
         path.name: path.read_bytes() for path in second.iterdir()
     }
     other = run_calibration(tiny_options(out=tmp_path / "other", seed=1))
-    plane = "plane4-00001-of-00001.safetensors"
+    plane = "planes/plane4-00001-of-00001.safetensors"
     assert (first / plane).read_bytes() != (other / plane).read_bytes()
 
 

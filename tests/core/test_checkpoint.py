@@ -20,7 +20,7 @@ from matgptq_vllm.core.profile import PROFILES_FILE
 from .conftest import SHAPES, ParentContent
 
 PLANES_OF_WIDTH = {"nested": {2: 1, 3: 2, 4: 3, 6: 4, 8: 5}, "round": {2: 2, 3: 3, 4: 4, 6: 5, 8: 5}}
-SETS = ("model", "plane0", "plane1", "plane2", "plane3", "plane4")
+SETS = ("model", *(f"planes/plane{plane}" for plane in range(5)))
 
 every_width = pytest.mark.parametrize("width", WIDTHS)
 
@@ -119,8 +119,10 @@ def test_a_reader_lists_exactly_the_files_of_its_planes(parent: Path, width: int
 @every_width
 def test_a_reader_lists_every_shard_of_its_planes_and_no_other_file(sharded: Path, width: int) -> None:
     sets = SETS[: 1 + PLANES_OF_WIDTH["nested"][width]]
-    present = sorted(path.name for path in sharded.glob("*.safetensors"))
-    assert all(len([name for name in present if name.startswith(f"{file_set}-")]) > 1 for file_set in ("model", "plane0"))
+    present = sorted(str(path.relative_to(sharded)) for path in sharded.rglob("*.safetensors"))
+    assert all(
+        len([name for name in present if name.startswith(f"{file_set}-")]) > 1 for file_set in ("model", "planes/plane0")
+    )
     assert ParentReader(sharded).files(width) == [name for name in present if name.split("-")[0] in sets]
 
 
@@ -128,8 +130,8 @@ def test_a_reader_lists_every_shard_of_its_planes_and_no_other_file(sharded: Pat
 def test_files_beyond_a_width_may_be_absent(sharded: Path, content: ParentContent, width: int) -> None:
     wanted = ParentReader(sharded).files(width)
     before = read_all(sharded, width)
-    for path in sharded.glob("*.safetensors"):
-        if path.name not in wanted:
+    for path in sharded.rglob("*.safetensors"):
+        if str(path.relative_to(sharded)) not in wanted:
             path.unlink()
     after = read_all(sharded, width)
     assert before.keys() == after.keys()
@@ -180,7 +182,7 @@ def test_one_flipped_bit_in_any_tensor_is_refused_naming_it(parent: Path, file_s
 
 
 @pytest.mark.parametrize("mask", [0x01, 0x20, 0x80])
-@pytest.mark.parametrize("file_set", ["model", "plane0"])
+@pytest.mark.parametrize("file_set", ["model", "planes/plane0"])
 def test_one_altered_byte_in_the_header_never_alters_what_is_read(parent: Path, file_set: str, mask: int) -> None:
     path = parent / file_of(file_set)
     whole, expected = path.read_bytes(), read_all(parent, 2)
@@ -216,8 +218,8 @@ DAMAGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     [
         ("model", "embed.weight"),
         ("model", "h.0.o_proj.scales"),
-        ("plane0", "h.0.o_proj.plane0"),
-        ("plane4", "h.1.down_proj.plane4"),
+        ("planes/plane0", "h.0.o_proj.plane0"),
+        ("planes/plane4", "h.1.down_proj.plane4"),
     ],
 )
 def test_a_tensor_that_is_not_the_one_written_is_refused(parent: Path, file_set: str, name: str, damage: str) -> None:
@@ -228,7 +230,7 @@ def test_a_tensor_that_is_not_the_one_written_is_refused(parent: Path, file_set:
 
 @pytest.mark.parametrize("rename", [False, True])
 @pytest.mark.parametrize(
-    ("file_set", "name"), [("model", "step"), ("model", "h.0.k_proj.scales"), ("plane2", "h.0.q_proj.plane2")]
+    ("file_set", "name"), [("model", "step"), ("model", "h.0.k_proj.scales"), ("planes/plane2", "h.0.q_proj.plane2")]
 )
 def test_a_tensor_that_is_removed_or_renamed_is_refused(parent: Path, file_set: str, name: str, rename: bool) -> None:
     def change(tensors: dict[str, torch.Tensor]) -> None:
@@ -243,14 +245,14 @@ def test_a_tensor_that_is_removed_or_renamed_is_refused(parent: Path, file_set: 
 
 def test_the_data_of_another_tensor_of_the_same_shape_is_refused(parent: Path, content: ParentContent) -> None:
     other = ParentReader(parent).layout.split(content.layers["h.0.o_proj"][0])[2]
-    edit_tensors(parent / file_of("plane1"), lambda tensors: tensors.update({"h.0.o_proj.plane1": other}))
+    edit_tensors(parent / file_of("planes/plane1"), lambda tensors: tensors.update({"h.0.o_proj.plane1": other}))
     with pytest.raises(FormatError, match=r"plane1-.*: tensor 'h\.0\.o_proj\.plane1' is not what"):
         read_all(parent, 3)
 
 
 def test_a_file_under_the_name_of_another_is_refused(parent: Path) -> None:
-    shutil.copy(parent / file_of("plane2"), parent / file_of("plane1"))
-    with pytest.raises(FormatError, match=f"{file_of('plane1')}: has no tensor"):
+    shutil.copy(parent / file_of("planes/plane2"), parent / file_of("planes/plane1"))
+    with pytest.raises(FormatError, match=f"{file_of('planes/plane1')}: has no tensor"):
         read_all(parent, 3)
 
 
@@ -259,8 +261,8 @@ def test_a_file_under_the_name_of_another_is_refused(parent: Path) -> None:
     [b"", b"x", bytes(8), b"<!DOCTYPE html><html>404</html>", b"version https://git-lfs", bytes(5000), b"\xff" * 500],
 )
 def test_a_file_of_another_kind_is_refused(parent: Path, content_of_file: bytes) -> None:
-    (parent / file_of("plane0")).write_bytes(content_of_file)
-    with pytest.raises(FormatError, match=file_of("plane0")):
+    (parent / file_of("planes/plane0")).write_bytes(content_of_file)
+    with pytest.raises(FormatError, match=file_of("planes/plane0")):
         read_all(parent, 2)
 
 
@@ -270,8 +272,8 @@ def test_a_file_of_another_kind_is_refused(parent: Path, content_of_file: bytes)
      b'{"a":{"data_offsets":["x","y"]}}', b'{"a":{"data_offsets":null}}', b"\xff\xfe", b'{"a":{"data_offsets":[0,1]}}'],
 )  # fmt: skip
 def test_a_header_of_another_kind_is_refused(parent: Path, header: bytes) -> None:
-    (parent / file_of("plane0")).write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
-    with pytest.raises(FormatError, match=file_of("plane0")):
+    (parent / file_of("planes/plane0")).write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    with pytest.raises(FormatError, match=file_of("planes/plane0")):
         read_all(parent, 2)
 
 
@@ -294,9 +296,9 @@ def test_a_file_that_is_missing_or_a_folder_is_refused(parent: Path, file_set: s
 
 def test_damage_beyond_the_width_that_is_read_does_no_harm(parent: Path) -> None:
     expected = read_all(parent, 4)
-    (parent / file_of("plane3")).write_bytes(b"damaged")
+    (parent / file_of("planes/plane3")).write_bytes(b"damaged")
     assert read_all(parent, 4).keys() == expected.keys()
-    with pytest.raises(FormatError, match=file_of("plane3")):
+    with pytest.raises(FormatError, match=file_of("planes/plane3")):
         read_all(parent, 6)
 
 
@@ -321,14 +323,16 @@ def test_an_index_of_other_tensors_is_refused(parent: Path, change: Callable[[di
         ParentReader(parent).layer("h.0.o_proj")
 
 
-@pytest.mark.parametrize("file", ["../model.safetensors", "/etc/hostname", "a\\b", None, 3, ["x"], {}])
+@pytest.mark.parametrize(
+    "file", ["../model.safetensors", "planes/../x", "planes/a/b", "/etc/hostname", "a\\b", None, 3, ["x"], {}]
+)
 def test_an_index_that_leads_elsewhere_is_refused(parent: Path, file: Any) -> None:
     edit_json(parent / INDEX_FILE, lambda document: document["weight_map"].update({"norm.weight": file}))
     with pytest.raises(FormatError, match=f"{INDEX_FILE}: weight_map must map"):
         read_all(parent)
 
 
-@pytest.mark.parametrize("file", [file_of("plane1"), "absent.safetensors", "", "..", CONFIG_FILE])
+@pytest.mark.parametrize("file", [file_of("planes/plane1"), "absent.safetensors", "", "..", CONFIG_FILE])
 def test_an_index_that_names_the_wrong_file_is_refused(parent: Path, file: str) -> None:
     edit_json(parent / INDEX_FILE, lambda document: document["weight_map"].update({"h.0.o_proj.plane0": file}))
     with pytest.raises(FormatError):
@@ -451,7 +455,7 @@ def test_what_is_not_a_parent_is_refused_by_path(tmp_path: Path, kind: str) -> N
 
 
 def test_opening_a_parent_reads_no_weights(parent: Path) -> None:
-    for path in parent.glob("*.safetensors"):
+    for path in parent.rglob("*.safetensors"):
         path.unlink()
     reader = ParentReader(parent)
     assert len(reader.files(4)) == 4

@@ -206,7 +206,7 @@ def test_what_a_killed_run_leaves_is_never_read_and_the_next_run_removes_it(
 
     left = partial_directory(target)
     assert any(left.glob("*.pending"))
-    assert not list(left.glob("*.safetensors"))
+    assert not list(left.rglob("*.safetensors"))
     with pytest.raises(FormatError, match=MANIFEST_FILE):
         ParentReader(left)
     assert target.exists() == old

@@ -37,3 +37,21 @@ def test_a_missing_folder_and_a_file_are_the_callers_fault(tmp_path: Path) -> No
     for path in (tmp_path / "nothing", tmp_path / "file"):
         with pytest.raises(InputError, match="is not a folder"):
             ParentSummary(path)
+
+
+@pytest.mark.parametrize("file", ["matgptq_manifest.json", "config.json"])
+@pytest.mark.parametrize("damage", [None, b"", b"[]", b"{}", b'{"layers": {}}', b'{"parent": 3, "layers": 4}', b"\xff"])
+def test_a_damaged_or_unfinished_parent_is_refused_naming_the_file(parent: Path, file: str, damage: bytes | None) -> None:
+    path = parent / file
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage)
+    with pytest.raises(FormatError, match=file):
+        ParentSummary(parent)
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b'{"version": 1, "profiles": {"x": {"widths": {}}}}', b"\xff"])
+def test_a_damaged_profile_table_is_refused(parent: Path, damage: bytes) -> None:
+    (parent / PROFILES_FILE).write_bytes(damage)
+    with pytest.raises(FormatError, match=r"matgptq_profiles\.json"):
+        ParentSummary(parent).profiles()

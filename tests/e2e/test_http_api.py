@@ -64,9 +64,9 @@ def test_models_lists_an_alias_for_every_profile(client: httpx.Client) -> None:
 
 def test_precisions_endpoint_shows_what_is_loaded(client: httpx.Client) -> None:
     shown = client.get("/v1/precisions").json()
-    assert [profile["name"] for profile in shown["profiles"]] == PROFILES
+    assert [profile["id"] for profile in shown["data"]] == PROFILES
     assert (shown["default"], shown["max_width"], shown["slice_rule"]) == ("8", 8, "nested")
-    by_name = {profile["name"]: profile for profile in shown["profiles"]}
+    by_name = {profile["id"]: profile for profile in shown["data"]}
     assert by_name["4"]["average_bits"] == 4
     assert by_name["4"]["bytes_per_weight"] == pytest.approx(0.5 + 2 / 128)
     assert 3 < by_name["mix-kind"]["average_bits"] < 6

@@ -1,6 +1,5 @@
 """A replica of max width 4 behind an API key: what it opens, what it holds, what it refuses, who may ask."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,14 +16,16 @@ KEY = "key-of-the-test"
 
 
 class OpenedFiles:
-    """Names of the files opened in a folder, by any process, since it was made."""
+    """Paths within a folder of the files opened since it was made, by any process."""
 
     def __init__(self, directory: Path):
         self._inotify = inotify_simple.INotify()
-        self._inotify.add_watch(directory, inotify_simple.flags.OPEN)
+        folders = ["", *(folder.name for folder in directory.iterdir() if folder.is_dir())]
+        self._folders = {self._inotify.add_watch(directory / name, inotify_simple.flags.OPEN): name for name in folders}
 
     def names(self) -> set[str]:
-        return {event.name for event in self._inotify.read(timeout=0) if not event.mask & inotify_simple.flags.ISDIR}
+        events = [event for event in self._inotify.read(timeout=0) if not event.mask & inotify_simple.flags.ISDIR]
+        return {str(Path(self._folders[event.wd]) / event.name) for event in events}
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +48,16 @@ def client(opened_and_server):
 def test_no_file_of_the_lower_planes_is_opened(opened_and_server, profiled_parent: Path) -> None:
     opened = {name for name in opened_and_server[0] if name.endswith(".safetensors")}
     assert opened == set(ParentReader(profiled_parent).files(max_width=4))
-    assert not any(name.startswith(("plane3", "plane4")) for name in opened)
-    lower = {name for name in os.listdir(profiled_parent) if name.startswith(("plane3", "plane4"))}
-    assert len(lower) == 2
+    # There are two files that were not: the planes of bits 5 and 6, and of bits 7 and 8.
+    everything = {str(path.relative_to(profiled_parent)) for path in profiled_parent.rglob("*.safetensors")}
+    assert {name.split("-")[0] for name in everything - opened} == {"planes/plane3", "planes/plane4"}
 
 
 def test_half_the_code_bytes_are_held(client, profiled_parent: Path) -> None:
     shown = client.get("/v1/precisions").json()
     num_weights = sum(n * k for n, k in ParentReader(profiled_parent).layers.values())
     assert shown["workers"][0]["code_bytes"] == num_weights // 2
-    assert [profile["name"] for profile in shown["profiles"]] == ["2", "3", "4"]
+    assert [profile["id"] for profile in shown["data"]] == ["2", "3", "4"]
     assert (shown["default"], shown["max_width"]) == ("3", 4)
 
 

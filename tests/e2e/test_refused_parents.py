@@ -16,13 +16,13 @@ LOAD = "engine(sys.argv[1], **(PRECISION if {precision} else {{}}))\nprint('load
 
 
 def truncate(parent: Path) -> list[str]:
-    path = parent / "plane4-00001-of-00001.safetensors"
+    path = parent / "planes" / "plane4-00001-of-00001.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
-    return [path.name, "up_proj.plane4"]
+    return [path.name, "proj.plane4"]
 
 
 def flip_a_bit(parent: Path) -> list[str]:
-    path = parent / "plane0-00001-of-00001.safetensors"
+    path = parent / "planes" / "plane0-00001-of-00001.safetensors"
     tensors = load_file(path)
     name = "model.layers.3.self_attn.k_proj.plane0"
     tensors[name][5, 7] ^= 1

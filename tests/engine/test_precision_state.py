@@ -39,8 +39,8 @@ def test_a_request_id_can_be_used_again_with_another_precision() -> None:
     state.add_request("a", "4")
     state.write_step(["a"], np.array([3], dtype=np.int32))
     assert buffer[:3].tolist() == [2, 2, 2]
+    state.remove_requests(["a"])
     with pytest.raises(KeyError):
-        state.remove_requests(["a"])
         state.write_step(["a"], np.array([1], dtype=np.int32))
 
 

@@ -95,13 +95,16 @@ def test_base_models_leave_out_aliases_and_keep_names_that_only_look_like_one():
 )
 def test_a_repeated_or_undecodable_header_is_refused(headers):
     with pytest.raises(RequestError) as caught:
-        precision_header(headers)
+        precision_header(headers, CATALOGUE)
     assert (caught.value.status, caught.value.rejection) == (400, "header")
+    assert all(name in str(caught.value) for name in CATALOGUE.profiles)
+    with pytest.raises(RequestError):
+        precision_header(headers, None)
 
 
 def test_header_names_are_compared_without_case_and_values_without_surrounding_space():
-    assert precision_header([(b"accept", b"*/*"), (b"X-PRECISION", b" \tmix-3.0 ")]) == "mix-3.0"
-    assert precision_header([(b"x-precisions", b"4")]) is None
+    assert precision_header([(b"accept", b"*/*"), (b"X-PRECISION", b" \tmix-3.0 ")], CATALOGUE) == "mix-3.0"
+    assert precision_header([(b"x-precisions", b"4")], CATALOGUE) is None
 
 
 def outcome_of(make_selectors):
@@ -113,7 +116,7 @@ def outcome_of(make_selectors):
 
 @given(st.binary(max_size=80))
 def test_any_header_value_gives_a_held_profile_or_a_refusal(value):
-    outcome = outcome_of(lambda: Selectors(precision_header([(b"x-precision", value)])))
+    outcome = outcome_of(lambda: Selectors(precision_header([(b"x-precision", value)], CATALOGUE)))
     if isinstance(outcome, RequestError):
         assert outcome.status == 400
         assert outcome.rejection in ("header", "precision")
