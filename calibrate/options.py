@@ -102,14 +102,14 @@ class CalibrateOptions:
     slice_rule: str = option("how a sliced code gets its value", "nested", choices=SLICE_RULE_NAMES)
     widths: Mapping[int, float] = option(
         "widths that codes and scales are chosen for, each with an optional weight of its squared error, such as 3,4:2,8",
-        {2: 1.0, 3: 1.0, 4: 1.0, 6: 1.0, 8: 1.0},
+        {2: 1.0, 3: 2.5, 4: 6.0, 6: 40.0, 8: 250.0},
         parse=parse_width_weights,
         metavar="R[:W],...",
     )
     compensate: tuple[Mapping[int, float], ...] = option(
-        "widths whose mean error later columns make up for, each with an optional weight; after a / come wider widths "
-        "for a second pass over the bits that the first has not decided",
-        ({3: 1.0, 4: 1.0}, {6: 1.0, 8: 1.0}),
+        "widths whose mean error later columns make up for, each with an optional weight; a / begins another pass, "
+        "from wider widths on, over the bits that the passes before have not decided",
+        ({2: 1.0, 3: 2.0, 8: 12.0}, {3: 1.0, 8: 4.0}, {4: 1.0, 8: 2.0}, {6: 1.0}, {8: 1.0}),
         parse=parse_stages,
         metavar="R[:W],.../...",
     )

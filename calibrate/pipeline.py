@@ -56,7 +56,11 @@ def round_blocks(
     """
     blocks = find_blocks(model)
     stored_dtype = model.dtype
-    stages = [JointObjective(spec.slice_rule, options.widths, widths, device) for widths in options.compensate]
+    stages = [
+        # Scales, and the codes that all widths share, are for all widths; later bits are for the widths that read them.
+        JointObjective(spec.slice_rule, options.widths if stage == 0 else widths, widths, device)
+        for stage, widths in enumerate(options.compensate)
+    ]
     settings = RoundingSettings(spec.group_size, getattr(torch, spec.scale_dtype), options.damp, options.act_order)
     batches = windows.split(max(1, BATCH_TOKENS // windows.shape[1]))
     inputs = capture_inputs(model, blocks, batches)

@@ -5,7 +5,8 @@ for all widths at once, and the error passed on is that of the mean value over t
 
 The loop runs in stages. Each starts from the original weights and makes up for its own widths, but may change only the
 bits below those of the previous stage's widths that are narrower than all of its own. So the narrow slices keep their
-compensation, and the wide ones are free of its noise as far as the remaining bits reach.
+compensation, and the wide ones are free of its noise as far as the remaining bits reach. Stages after the first that make
+up for one width end with coordinate descent.
 
     name     shape            dtype     meaning
     weight   [N, K]           float32   outputs x inputs
@@ -22,6 +23,7 @@ from itertools import pairwise
 
 import torch
 
+from calibrate.descent import descend
 from calibrate.hessian import damped, inverse_factor
 from calibrate.objective import Bounds, JointObjective, bounds_of
 from calibrate.scales import divisor, full_range_scales, search_scales, static_scales
@@ -29,6 +31,9 @@ from matgptq_vllm.core.slicing import nearest_codes, num_groups
 
 BLOCK_COLUMNS = 128
 """Columns between two updates of all later columns; a multiple of every group size, so that groups begin in one block."""
+
+DESCENT_SWEEPS = 3
+"""Most of what descent can gain; measured in docs/calibration.md."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,9 @@ def _round_in_order(
 
     factor = inverse_factor(hessian, settings.damp, name)
     codes = round_columns(rest, factor, scale_of, stages[0])
-    return _refine(columns, codes, factor, lambda column: scales[column // size], stages), scales
+    return _refine(
+        columns, codes, damped(hessian, settings.damp), factor, lambda column: scales[column // size], stages
+    ), scales
 
 
 def _round_by_importance(
@@ -156,7 +163,8 @@ def _round_by_importance(
     group_of = _group_of(columns.shape[0], settings.group_size, columns.device)
     order = importance.argsort(descending=True, stable=True)
     groups = group_of[order].tolist()
-    factor = inverse_factor(hessian[order][:, order], settings.damp, name)
+    hessian = hessian[order][:, order]
+    factor = inverse_factor(hessian, settings.damp, name)
     codes = torch.empty(columns.shape, dtype=torch.uint8, device=columns.device)
     ordered = columns[order]
 
@@ -164,13 +172,14 @@ def _round_by_importance(
         return scales[groups[column]]
 
     first = round_columns(ordered.clone(), factor, scale_of, stages[0])
-    codes[order] = _refine(ordered, first, factor, scale_of, stages)
+    codes[order] = _refine(ordered, first, damped(hessian, settings.damp), factor, scale_of, stages)
     return codes, scales
 
 
 def _refine(
     columns: torch.Tensor,
     codes: torch.Tensor,
+    hessian: torch.Tensor,
     factor: torch.Tensor,
     scale_of: Callable[[int], torch.Tensor],
     stages: Sequence[JointObjective],
@@ -180,6 +189,9 @@ def _refine(
         decided = max(width for width in previous.widths if width < stage.widths[0])
         bounds = bounds_of(codes, decided, stage.rule)
         codes = round_columns(columns.clone(), factor, scale_of, stage, bounds)
+        if len(stage.widths) == 1:
+            # With several widths the mean value is a compromise to make up for, not an aim to descend to.
+            codes = descend(columns, codes, hessian, scale_of, stage, bounds, DESCENT_SWEEPS)
     return codes
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from vllm.config import get_current_vllm_config
-from vllm.model_executor.layers.linear import LinearMethodBase, register_weight_loader_v2_supported_method
+from vllm.model_executor.layers.linear import LinearMethodBase, QKVParallelLinear, register_weight_loader_v2_supported_method
 from vllm.model_executor.parameter import (
     BasevLLMParameter,
     ChannelQuantScaleParameter,
@@ -60,7 +60,7 @@ class MatGPTQLinearMethod(LinearMethodBase):
         """
         reader = self._replica.reader
         n, k = sum(output_partition_sizes), input_size_per_partition
-        self._check_shapes(input_size, output_size)
+        self._check_shapes(layer, input_size, output_size)
         self._check_partition(input_size, k)
         weight_loader = extra_weight_attrs.pop("weight_loader")
 
@@ -102,11 +102,12 @@ class MatGPTQLinearMethod(LinearMethodBase):
         ).reshape(*x.shape[:-1], -1)
         return y if bias is None else y + bias
 
-    def _check_shapes(self, input_size: int, output_size: int) -> None:
+    def _check_shapes(self, layer: torch.nn.Module, input_size: int, output_size: int) -> None:
         shapes = {name: self._replica.reader.layers[name] for name in self._members}
         outputs = sum(n for n, _ in shapes.values())
         # With more tensor-parallel ranks than key/value heads, vLLM repeats those heads: more outputs than the parent has.
-        if any(k != input_size for _, k in shapes.values()) or output_size < outputs:
+        fits = output_size >= outputs if isinstance(layer, QKVParallelLinear) else output_size == outputs
+        if not fits or any(k != input_size for _, k in shapes.values()):
             raise FormatError(
                 f"{CONFIG_FILE}: the model has {output_size} outputs and {input_size} inputs where {MANIFEST_FILE} has "
                 f"{shapes}; one of the files was altered"

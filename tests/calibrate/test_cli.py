@@ -120,5 +120,7 @@ def test_an_altered_parent_is_found_by_verify(tiny_options):
     content[-1] ^= 1
     path.write_bytes(bytes(content))
     run("inspect", directory)
-    with pytest.raises(FormatError, match=r"planes/plane2-00001-of-00001\.safetensors: tensor .* is not what calibration wrote"):
+    with pytest.raises(
+        FormatError, match=r"planes/plane2-00001-of-00001\.safetensors: tensor .* is not what calibration wrote"
+    ):
         run("inspect", directory, "--verify")

@@ -66,7 +66,7 @@ def calibrate(options, before: str = "", max_file_bytes: int | None = None) -> s
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("kill", [KILL_AT_LAYER, KILL_AT_SECOND_FILE])

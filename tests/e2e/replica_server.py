@@ -47,6 +47,7 @@ class ReplicaServer:
     """
 
     def __init__(self, parent: Path, log: Path, arguments: Sequence[str] = (), runner: str = "v1"):
+        self.runner = runner
         self._log = log
         self._command = [
             *(sys.executable, "-m", "matgptq_vllm.cli", "serve", str(parent), "--host", "127.0.0.1"),

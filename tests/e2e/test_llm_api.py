@@ -15,9 +15,9 @@ PREAMBLE = """
 import json, sys
 from vllm import LLM, SamplingParams
 
-def engine(directory, **options):
+def engine(directory, distributed_executor_backend="uni", **options):
     return LLM(directory, dtype="float32", enforce_eager=True, max_model_len=512, max_num_seqs=16, block_size=32,
-               distributed_executor_backend="uni", disable_log_stats=True, **options)
+               distributed_executor_backend=distributed_executor_backend, disable_log_stats=True, **options)
 
 PRECISION = dict(worker_cls="matgptq_vllm.compat.worker.MatGPTQWorker",
                  scheduler_cls="matgptq_vllm.compat.scheduler.MatGPTQScheduler")
@@ -95,3 +95,35 @@ def test_extra_args_choose_a_profile_and_isolate_the_prefix_cache(profiled_paren
     first, second, third, other, default, default_by_name = answer["cached"]
     assert (first, other, default) == (0, 0, 0)
     assert second == third == default_by_name > 60
+
+
+SHARDED = """
+if __name__ == "__main__":
+    ranks = {}
+    for size in (1, 2):
+        llm = engine(sys.argv[1], "mp", tensor_parallel_size=size, **PRECISION)
+        ranks[size] = {
+            "logprobs": [logprobs(output) for output in ask(llm, "8", "4", "3", "mix-kind")],
+            "code_bytes": [report["code_bytes"] for report in llm.collective_rpc("matgptq_replica")],
+        }
+        del llm
+    print(json.dumps(ranks))
+"""
+
+
+def test_two_ranks_hold_half_each_and_answer_as_one(profiled_parent: Path, tmp_path: Path) -> None:
+    script = tmp_path / "sharded.py"  # Engines of several ranks start processes, which need a file to import.
+    script.write_text(PREAMBLE + SHARDED)
+    result = subprocess.run(
+        [sys.executable, str(script), str(profiled_parent)],
+        capture_output=True,
+        text=True,
+        env={**engine_environment("v1"), "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+        cwd=ROOT,
+        timeout=300,
+    )
+    ranks = answer_of(result)
+    for one, two in zip(ranks["1"]["logprobs"], ranks["2"]["logprobs"], strict=True):
+        assert two == pytest.approx(one, abs=1e-3)
+    (whole,) = ranks["1"]["code_bytes"]
+    assert ranks["2"]["code_bytes"] == [whole // 2, whole // 2]

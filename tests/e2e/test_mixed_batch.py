@@ -91,6 +91,7 @@ def test_forty_mixed_requests_answer_like_each_alone_and_like_transformers(serve
 
     with server.client() as client:
         steps_before = client.get("/v1/precisions").json()
+        assert steps_before["workers"][0]["runner"] == server.runner
         with ThreadPoolExecutor(NUM_REQUESTS) as pool:
             together = list(pool.map(lambda request: ask(client, *request), requests))
         alone = {request: ask(client, *request) for request in set(requests)}

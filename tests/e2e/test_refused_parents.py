@@ -38,12 +38,15 @@ def another_models_config(parent: Path) -> list[str]:
     return [path.name, "quantization_config"]
 
 
-def unfinished(parent: Path) -> list[str]:
-    (parent / "matgptq_manifest.json").unlink()
-    return ["matgptq_manifest.json"]
+def another_models_shape(parent: Path) -> list[str]:
+    path = parent / "config.json"
+    config = json.loads(path.read_text())
+    config["intermediate_size"] = 1024
+    path.write_text(json.dumps(config))
+    return [path.name, "gate_proj"]
 
 
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit, another_models_config, unfinished])
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, another_models_config, another_models_shape])
 def test_a_damaged_parent_is_refused_at_load(
     profiled_parent: Path, tmp_path: Path, damage: Callable[[Path], list[str]]
 ) -> None:
