@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import stat
+import tempfile
 from pathlib import Path
 from types import TracebackType
 
@@ -143,6 +145,8 @@ class ParentWriter:
             safetensors.torch.save_file(tensors, str(path), metadata={"format": "pt"})
         except safetensors.SafetensorError as error:
             raise OSError(f"{path}: cannot be written ({error})") from error
+        # safetensors makes files that only their owner may read; a parent is served by other users as well.
+        path.chmod(_mode_of_new_files(self.directory))
         with path.open("rb") as file:
             os.fsync(file.fileno())
 
@@ -165,6 +169,14 @@ def write_profiles(directory: Path, profiles: list[Profile]) -> None:
 def _pending_file(file_set: str, shard: int) -> str:
     # The number of shards is known only at the end; until then a file has a name that no reader looks for.
     return f"{file_set}-{shard + 1:05}.pending"
+
+
+def _mode_of_new_files(directory: Path) -> int:
+    """Permissions that the process gives to the files it makes; asking the umask itself would change it for a moment."""
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
+        probe = Path(folder) / "probe"
+        probe.touch()
+        return stat.S_IMODE(probe.stat().st_mode)
 
 
 def _write_text(path: Path, text: str) -> None:

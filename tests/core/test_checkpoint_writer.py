@@ -320,3 +320,15 @@ def test_a_profile_table_that_cannot_be_written_leaves_the_old_one(parent: Path,
     with pytest.raises(InputError, match="twice"):
         write_profiles(parent, content.profiles * 2)
     assert contents(parent) == before
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_files_have_the_permissions_that_the_process_gives(
+    content: ParentContent, tmp_path: Path, umask: int, mode: int
+) -> None:
+    old = os.umask(umask)
+    try:
+        content.write(tmp_path / "p")
+    finally:
+        os.umask(old)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "p").rglob("*") if path.is_file()} == {mode}
