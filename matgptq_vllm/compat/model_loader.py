@@ -9,10 +9,27 @@ from vllm.model_executor import model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from matgptq_vllm.compat.replica import replica_of
+from matgptq_vllm.core.errors import UnsupportedError
 from matgptq_vllm.core.parent import QUANT_METHOD
 
 LOAD_FORMATS = ("auto", "hf", "safetensors")
 """Load formats under which vLLM reads a Hugging Face folder of safetensors."""
+
+DUMMY_FORMAT = "dummy"
+"""Load format that fills the weights with random numbers, to measure speed."""
+
+
+def check_load_format(load_format: str) -> None:
+    """Raise UnsupportedError unless ``load_format`` is read by ``MatGPTQModelLoader``, or is the dummy one.
+
+    Any other loader would find no planes and, since vLLM does not ask for every weight of a quantized model, would
+    leave whatever was in memory.
+    """
+    if load_format not in (*LOAD_FORMATS, DUMMY_FORMAT):
+        raise UnsupportedError(
+            f"load format {load_format!r} cannot read a parent; use {', '.join(LOAD_FORMATS)}, or {DUMMY_FORMAT} to measure "
+            "speed"
+        )
 
 
 def register_loader() -> None:
@@ -23,7 +40,7 @@ def register_loader() -> None:
     """
     loaders: dict[str, Any] = model_loader._LOAD_FORMAT_TO_MODEL_LOADER
     for load_format in LOAD_FORMATS:
-        if loaders[load_format] is DefaultModelLoader:
+        if loaders.get(load_format) is DefaultModelLoader:
             loaders[load_format] = MatGPTQModelLoader
 
 

@@ -8,6 +8,7 @@ from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMetho
 from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 
+from matgptq_vllm.compat.model_loader import check_load_format
 from matgptq_vllm.compat.replica import replica_of
 from matgptq_vllm.compat.versions import check_vllm_version
 from matgptq_vllm.core.errors import FormatError
@@ -57,11 +58,14 @@ class MatGPTQConfig(QuantizationConfig):
         """The sliced linear method for the parent's layers; other linear layers stay as they are.
 
         Raises:
+            UnsupportedError: vLLM was told to load weights in a way that cannot read a parent.
             FormatError: the parent has some but not all members of a layer that vLLM fuses.
         """
         if not isinstance(layer, LinearBase):
             return None
-        replica = replica_of(get_current_vllm_config())
+        vllm_config = get_current_vllm_config()
+        check_load_format(vllm_config.load_config.load_format)
+        replica = replica_of(vllm_config)
         members = self._members(prefix)
         held = [name for name in members if name in replica.reader.layers]
         if not held:
