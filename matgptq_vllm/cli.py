@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import calibrate.cli
 import serve.cli
-
 from matgptq_vllm import __version__
 from matgptq_vllm.core.errors import MatGPTQError
 
