@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 180
@@ -17,22 +18,19 @@ MODEL_NAME = "gutenberg"
 
 
 def engine_environment(runner: str) -> dict[str, str]:
-    """Environment in which vLLM runs on the CPU with its model runner ``runner``, "v1" or "v2"."""
+    """Environment in which vLLM runs on this machine with its model runner ``runner``, "v1" or "v2"."""
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_USE_V2_MODEL_RUNNER": "1" if runner == "v2" else "0",
         "OMP_NUM_THREADS": "1",
     }
-    if runner == "v2":
+    if runner == "v2" and not torch.cuda.is_available():
         # Runner V2 needs a Triton; its kernels run in Triton's interpreter, by the backend installed beside the others.
-        environment |= {
-            "TRITON_INTERPRET": "1",
-            "VLLM_USE_V2_MODEL_RUNNER": "1",
-            "PYTHONPATH": str(Path(sys.prefix) / "triton-interpreter"),
-        }
+        environment |= {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(sys.prefix) / "triton-interpreter")}
     return environment
 
 
@@ -53,6 +51,7 @@ class ReplicaServer:
             *(sys.executable, "-m", "matgptq_vllm.cli", "serve", str(parent), "--host", "127.0.0.1"),
             *("--served-model-name", MODEL_NAME, "--dtype", "float32", "--max-model-len", "1024", "--block-size", "32"),
             *("--enforce-eager", "--distributed-executor-backend", "uni", "--enable-prompt-tokens-details"),
+            *("--gpu-memory-utilization", "0.2"),  # several servers run at a time
             *arguments,
         ]
         self._environment = engine_environment(runner)

@@ -17,7 +17,8 @@ from vllm import LLM, SamplingParams
 
 def engine(directory, distributed_executor_backend="uni", **options):
     return LLM(directory, dtype="float32", enforce_eager=True, max_model_len=512, max_num_seqs=16, block_size=32,
-               distributed_executor_backend=distributed_executor_backend, disable_log_stats=True, **options)
+               distributed_executor_backend=distributed_executor_backend, disable_log_stats=True,
+               gpu_memory_utilization=0.2, **options)
 
 PRECISION = dict(worker_cls="matgptq_vllm.compat.worker.MatGPTQWorker",
                  scheduler_cls="matgptq_vllm.compat.scheduler.MatGPTQScheduler")
