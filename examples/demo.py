@@ -189,7 +189,7 @@ def print_tables(
         print(row + shown(*first))
         for other in others:
             print(" " * len(row) + shown(*other))
-    print("\ntokens/s is per request, with all of them sharing every step of the engine on this machine.")
+    print("\ntokens/s is per request; all of them share every step of the engine, so the widths advance together.")
 
 
 def shown(prompt: str, answer: Completion, limit: int = 110) -> str:
