@@ -6,7 +6,13 @@ from pathlib import Path
 import torch
 
 from matgptq_vllm.core.checkpoint import ParentReader
+from matgptq_vllm.core.errors import InputError
+from matgptq_vllm.core.profile import PROFILES_FILE
 from matgptq_vllm.core.replica import ReplicaOptions
+
+MAX_PROFILES = 256
+"""Profiles that a replica can hold. Tables per profile have this size whatever their number, because vLLM keeps compiled
+graphs between runs by a key that does not know the parent's profile table."""
 
 
 class Replica:
@@ -25,6 +31,11 @@ class Replica:
         self.reader = ParentReader(directory)
         self.options = options
         self.profiles = self.reader.profiles(options.max_width)
+        if len(self.profiles) > MAX_PROFILES:
+            raise InputError(
+                f"{directory} has {len(self.profiles)} profiles for max width {options.max_width}, a replica can hold "
+                f"{MAX_PROFILES}; remove some from {PROFILES_FILE}"
+            )
         self.catalogue = options.catalogue(self.profiles)
         self.num_planes = self.reader.num_planes(options.max_width)
         self._token_profiles: torch.Tensor | None = None
@@ -37,9 +48,14 @@ class Replica:
             self._token_profiles = torch.full((max_tokens,), default, dtype=torch.int32, device=device)
         return self._token_profiles
 
-    def profile_widths(self, layers: Sequence[str]) -> list[int]:
-        """Width of ``layers``, the members of one fused layer, in every profile, in index order."""
-        return [profile.width_of(layers) for profile in self.profiles]
+    def profile_widths(self, layers: Sequence[str]) -> torch.Tensor:
+        """int32 [MAX_PROFILES]: width of ``layers``, the members of one fused layer, in every profile, in index order.
+
+        Entries that belong to no profile have the default profile's width.
+        """
+        widths = [profile.width_of(layers) for profile in self.profiles]
+        default = widths[self.catalogue.index(None)]
+        return torch.tensor(widths + [default] * (MAX_PROFILES - len(widths)), dtype=torch.int32)
 
     def average_bits(self) -> dict[str, float]:
         """Mean bits per weight of every profile."""

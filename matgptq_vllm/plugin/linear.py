@@ -78,9 +78,10 @@ class MatGPTQLinearMethod(LinearMethodBase):
         layer.register_parameter(SCALES, scales)
         set_weight_attrs(scales, extra_weight_attrs)
 
-        widths = self._replica.profile_widths(self._members)
-        layer.widths = sorted(set(widths))
-        layer.register_buffer("profile_widths", torch.tensor(widths, dtype=torch.int32), persistent=False)
+        profile_widths = self._replica.profile_widths(self._members)
+        # Every uniform profile is there, so the widths do not depend on the profile table either.
+        layer.widths = profile_widths.unique().tolist()
+        layer.register_buffer("profile_widths", profile_widths.to(data.device), persistent=False)
         max_tokens = get_current_vllm_config().scheduler_config.max_num_batched_tokens
         token_profiles = self._replica.token_profiles(max_tokens, data.device)
         layer.register_buffer("token_profiles", token_profiles, persistent=False)

@@ -1,13 +1,17 @@
 """engine.replica: what one engine makes of a parent and its operator's options."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from matgptq_vllm.core.checkpoint import ParentReader
+from matgptq_vllm.core.checkpoint_writer import write_profiles
 from matgptq_vllm.core.errors import InputError
+from matgptq_vllm.core.profile import Profile
 from matgptq_vllm.core.replica import ReplicaOptions
-from matgptq_vllm.engine.replica import Replica
+from matgptq_vllm.engine.replica import MAX_PROFILES, Replica
 
 
 def test_a_full_replica_holds_every_profile_and_plane(profiled_parent: Path) -> None:
@@ -17,7 +21,9 @@ def test_a_full_replica_holds_every_profile_and_plane(profiled_parent: Path) -> 
     assert replica.average_bits()["6"] == 6
     assert replica.scale_bytes_per_weight() == 2 / 128
     query = [f"model.layers.2.self_attn.{name}_proj" for name in "qkv"]
-    assert replica.profile_widths(query) == [2, 3, 4, 6, 8, 6, 2]
+    widths = replica.profile_widths(query)
+    assert widths[:7].tolist() == [2, 3, 4, 6, 8, 6, 2]
+    assert widths[7:].tolist() == [8] * (MAX_PROFILES - 7)
 
 
 def test_a_narrow_replica_holds_only_what_fits(profiled_parent: Path) -> None:
@@ -29,6 +35,14 @@ def test_a_narrow_replica_holds_only_what_fits(profiled_parent: Path) -> None:
 def test_a_default_beyond_the_max_width_is_refused(profiled_parent: Path) -> None:
     with pytest.raises(InputError, match="'mix-depth' is not held by this replica; it holds 2, 3, 4"):
         Replica(profiled_parent, ReplicaOptions(max_width=4, default_precision="mix-depth"))
+
+
+def test_more_profiles_than_a_replica_can_hold_are_refused(profiled_parent: Path, tmp_path: Path) -> None:
+    parent = Path(shutil.copytree(profiled_parent, tmp_path / "parent"))
+    layers = ParentReader(parent).layers
+    write_profiles(parent, [Profile(f"copy-{i}", dict.fromkeys(layers, 4)) for i in range(MAX_PROFILES)])
+    with pytest.raises(InputError, match=f"a replica can hold {MAX_PROFILES}; remove some from matgptq_profiles.json"):
+        Replica(parent, ReplicaOptions())
 
 
 def test_all_layers_share_one_buffer_of_default_profiles(profiled_parent: Path) -> None:
