@@ -3,8 +3,8 @@
 from typing import Any
 
 from calibrate.options import InspectOptions
-from calibrate.storage import plane_bytes, profile_bytes, scale_bytes
 from matgptq_vllm.core.checkpoint import ParentReader
+from matgptq_vllm.core.storage import plane_bytes, profile_bytes, scale_bytes
 
 
 def describe_parent(options: InspectOptions) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def describe_parent(options: InspectOptions) -> dict[str, Any]:
     """
     reader = ParentReader(options.model)
     profiles = reader.profiles()
-    num_weights = {name: n * k for name, (n, k) in reader.layers.items()}
+    num_weights = reader.num_weights
     return {
         "model": str(options.model),
         "parent": reader.spec.to_dict(),

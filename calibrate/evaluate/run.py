@@ -12,10 +12,10 @@ from calibrate.evaluate.report import Result
 from calibrate.evaluate.sliced_model import load_profile_model, set_profile
 from calibrate.model import find_blocks, load_model
 from calibrate.options import EvaluateOptions
-from calibrate.storage import profile_bytes
 from matgptq_vllm.core.checkpoint import ParentReader
 from matgptq_vllm.core.errors import InputError
 from matgptq_vllm.core.manifest import CONFIG_FILE, MANIFEST_FILE
+from matgptq_vllm.core.storage import profile_bytes
 
 
 def run_evaluation(options: EvaluateOptions) -> list[Result]:
@@ -44,7 +44,7 @@ def _evaluate_parent(options: EvaluateOptions, device: torch.device) -> list[Res
     model: Any = load_profile_model(reader, profiles[0])
     model.to(device)
     windows = _windows(options, model.config.get_text_config().vocab_size)
-    num_weights = {name: n * k for name, (n, k) in reader.layers.items()}
+    num_weights = reader.num_weights
     results = []
     for profile in profiles:
         set_profile(model, reader, profile)

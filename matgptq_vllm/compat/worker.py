@@ -8,8 +8,8 @@ from matgptq_vllm.compat.replica import replica_of
 from matgptq_vllm.compat.runner import add_precision, runner_version
 from matgptq_vllm.core.errors import UnsupportedError
 from matgptq_vllm.core.parent import QUANT_METHOD
-from matgptq_vllm.core.precision import PARENT_WIDTH
 from matgptq_vllm.engine.precision_state import PrecisionState
+from matgptq_vllm.engine.replica import Replica
 
 if TYPE_CHECKING or not current_platform.is_cpu():
     from vllm.v1.worker.gpu_worker import Worker as _PlatformWorker
@@ -36,25 +36,29 @@ class MatGPTQWorker(_PlatformWorker):
         max_tokens = self.vllm_config.scheduler_config.max_num_batched_tokens
         self.precision_state = PrecisionState(replica.catalogue, replica.token_profiles(max_tokens, self.device))
         add_precision(self.model_runner, self.precision_state)
+        self._static_report = _static_report(replica, self.model_runner)
 
     def matgptq_replica(self) -> dict[str, Any]:
         """What this worker holds and has computed (``collective_rpc``)."""
-        replica = replica_of(self.vllm_config)
-        average_bits = replica.average_bits()
-        scale_bytes = replica.scale_bytes_per_weight()
-        resident = _resident_bytes(self.model_runner.get_model())
         return {
-            "profiles": list(replica.catalogue.profiles),
-            "default": replica.catalogue.default,
-            "max_width": replica.options.max_width,
-            "slice_rule": replica.reader.spec.slice_rule,
-            "runner": runner_version(self.model_runner),
-            "average_bits": average_bits,
-            "bytes_per_weight": {name: bits / PARENT_WIDTH + scale_bytes for name, bits in average_bits.items()},
-            **resident,
+            **self._static_report,
             "steps": self.precision_state.num_steps,
             "tokens": self.precision_state.tokens_by_profile(),
         }
+
+
+def _static_report(replica: Replica, runner: Any) -> dict[str, Any]:
+    """The part of a worker's report that stays as it is after loading: asking for it must not cost the engine a step."""
+    return {
+        "profiles": list(replica.catalogue.profiles),
+        "default": replica.catalogue.default,
+        "max_width": replica.options.max_width,
+        "slice_rule": replica.reader.spec.slice_rule,
+        "runner": runner_version(runner),
+        "average_bits": replica.average_bits(),
+        "bytes_per_weight": replica.bytes_per_weight(),
+        **_resident_bytes(runner.get_model()),
+    }
 
 
 def _resident_bytes(model: Any) -> dict[str, int]:

@@ -28,6 +28,11 @@ class ParentSummary:
         """Quantized layers: name -> (N, K)."""
         self._sha256 = manifest.sha256
 
+    @property
+    def num_weights(self) -> dict[str, int]:
+        """Weights of every quantized layer."""
+        return {name: n * k for name, (n, k) in self.layers.items()}
+
     def stored_profiles(self) -> list[Profile]:
         """The profiles in the parent's table; uniform ones are not stored."""
         try:

@@ -9,6 +9,7 @@ from matgptq_vllm.core.checkpoint import ParentReader
 from matgptq_vllm.core.errors import InputError
 from matgptq_vllm.core.profile import PROFILES_FILE
 from matgptq_vllm.core.replica import ReplicaOptions
+from matgptq_vllm.core.storage import profile_bytes
 
 MAX_PROFILES = 256
 """Profiles that a replica can hold. Tables per profile have this size whatever their number, because vLLM keeps compiled
@@ -59,14 +60,10 @@ class Replica:
 
     def average_bits(self) -> dict[str, float]:
         """Mean bits per weight of every profile."""
-        num_weights = {name: n * k for name, (n, k) in self.reader.layers.items()}
+        num_weights = self.reader.num_weights
         return {profile.name: profile.average_bits(num_weights) for profile in self.profiles}
 
-    def scale_bytes_per_weight(self) -> float:
-        """Bytes of scales read per weight, at every width."""
-        groups = sum(
-            n * (1 if self.reader.spec.group_size == -1 else -(-k // self.reader.spec.group_size))
-            for n, k in self.reader.layers.values()
-        )
-        weights = sum(n * k for n, k in self.reader.layers.values())
-        return groups * getattr(torch, self.reader.spec.scale_dtype).itemsize / weights
+    def bytes_per_weight(self) -> dict[str, float]:
+        """Mean bytes read per weight by every profile, scales included."""
+        total = sum(self.reader.num_weights.values())
+        return {profile.name: profile_bytes(self.reader, profile) / total for profile in self.profiles}
