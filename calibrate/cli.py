@@ -3,7 +3,9 @@
 import argparse
 import json
 
-from calibrate.options import CalibrateOptions, EvaluateOptions, InspectOptions, add_arguments, from_namespace
+from calibrate.evaluate.options import EvaluateOptions
+from calibrate.option_fields import add_arguments, from_namespace
+from calibrate.options import CalibrateOptions, InspectOptions
 
 
 def add_verbs(subparsers: argparse._SubParsersAction) -> None:

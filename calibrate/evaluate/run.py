@@ -7,11 +7,11 @@ import torch
 
 from calibrate.data import encode_text, leading_windows, load_tokenizer
 from calibrate.device import resolve_device
+from calibrate.evaluate.options import EvaluateOptions
 from calibrate.evaluate.perplexity import measure_perplexity
 from calibrate.evaluate.report import Result
 from calibrate.evaluate.sliced_model import load_profile_model, set_profile
 from calibrate.model import find_blocks, load_model
-from calibrate.options import EvaluateOptions
 from matgptq_vllm.core.checkpoint import ParentReader
 from matgptq_vllm.core.errors import InputError
 from matgptq_vllm.core.manifest import CONFIG_FILE, MANIFEST_FILE

@@ -38,10 +38,16 @@ def load_profile_model(reader: ParentReader, profile: Profile, dtype: torch.dtyp
     config.dtype = dtype
     state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in reader.unquantized()}
     for name in reader.layers:
-        state[f"{name}.weight"] = _values(reader, profile, name).to(dtype)
+        state[f"{name}.weight"] = layer_values(reader, name, profile.widths[name]).to(dtype)
     # The class is what AutoModel picks; only a concrete class takes weights from memory, and it ties and buffers as usual.
     model = type(skeleton(config)).from_pretrained(None, config=config, state_dict=state, dtype=dtype)
     return model.eval().requires_grad_(False)
+
+
+def layer_values(reader: ParentReader, name: str, width: int) -> torch.Tensor:
+    """Weights float32 [N, K] of the layer ``name`` read at ``width``, on the CPU."""
+    codes, scales = reader.layer(name, width)
+    return dequantize(codes, scales, width, check_rule(reader.spec.slice_rule), reader.spec.group_size)
 
 
 @torch.no_grad()
@@ -50,10 +56,4 @@ def set_profile(model: PreTrainedModel, reader: ParentReader, profile: Profile) 
     for name in reader.layers:
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
-        linear.weight.copy_(_values(reader, profile, name))
-
-
-def _values(reader: ParentReader, profile: Profile, name: str) -> torch.Tensor:
-    """Weights float32 [N, K] of one layer at its width in ``profile``."""
-    codes, scales = reader.layer(name, profile.widths[name])
-    return dequantize(codes, scales, profile.widths[name], check_rule(reader.spec.slice_rule), reader.spec.group_size)
+        linear.weight.copy_(layer_values(reader, name, profile.widths[name]))

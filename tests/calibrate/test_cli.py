@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from calibrate.cli import add_verbs
-from calibrate.options import CalibrateOptions, from_namespace
+from calibrate.option_fields import from_namespace
+from calibrate.options import CalibrateOptions
 from calibrate.run import run_calibration
 from matgptq_vllm.core.errors import FormatError, InputError
 

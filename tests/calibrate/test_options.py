@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.options import CalibrateOptions, EvaluateOptions, parse_stages, parse_width_weights
+from calibrate.evaluate.options import EvaluateOptions
+from calibrate.options import CalibrateOptions, parse_stages, parse_width_weights
 from matgptq_vllm.core.errors import InputError
 
 MODEL, OUT, TEXT = Path("model"), Path("out"), Path("text")

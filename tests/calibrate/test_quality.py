@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from calibrate.evaluate.options import EvaluateOptions
 from calibrate.evaluate.run import run_evaluation
-from calibrate.options import CalibrateOptions, EvaluateOptions
+from calibrate.options import CalibrateOptions
 from calibrate.run import run_calibration
 
 WINDOWS = 24
