@@ -16,7 +16,7 @@ GROUP_SIZES = (32, 64, 128, -1)
 """Inputs that share a scale; -1 is one scale per output channel."""
 
 SCALE_DTYPES = ("bfloat16", "float16", "float32")
-SLICE_RULE_NAMES = ("nested", "round")
+SLICE_RULE_NAMES = ("nested", "curved", "round")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ParentSpec:
     """The constants of a parent. Its arithmetic is in ``core.slicing``, its bits in ``core.planes``."""
 
     slice_rule: str = "nested"
-    """Rule that gives a sliced code its value: nested or round."""
+    """Rule that gives a sliced code its value: nested, curved or round."""
 
     group_size: int = 128
     """Adjacent inputs that share a scale: 32, 64, 128, or -1 for one scale per output channel."""

@@ -14,7 +14,7 @@ from matgptq_vllm.core.precision import AUTO, WIDTHS, check_profile_name, check_
 PROFILES_FILE = "matgptq_profiles.json"
 PROFILES_VERSION = 1
 
-FUSED_LAYERS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+FUSED_LAYERS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
 """Layers that engines run as one matrix product: they must have one width."""
 
 

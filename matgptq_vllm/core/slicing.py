@@ -4,10 +4,15 @@ With code q in 0..255, width r, d = 8 - r and group scale s, the value is s * le
 
     rule     slice c                                        level(c)
     nested   floor(q / 2^d)                                 (c + 1/2) * 2^d - 128
+    curved   floor(q / 2^d)                                 bend((c + 1/2) * 2^d - 128)
     round    min(floor(q / 2^d + 1/2), 2^r - 1)             c * 2^d - 128
 
-``nested`` reads exactly r bits and is a mid-rise quantizer of the same range at every width. ``round`` is the rule of
-the published method (MatGPTQ, arXiv 2602.03537, section 3: slicing with round-half-up and clamping); it needs bit r+1 too.
+    bend(x) = x * (5/8 + 3/8 * |x| / 128)                   from -128..128 onto itself
+
+``nested`` reads exactly r bits and is a mid-rise quantizer of the same range at every width. ``curved`` is ``nested`` with
+levels that lie closer together near 0, where most weights are, at every width; so a range that clips nothing at 8 bits is
+also a good one at 2. ``round`` is the rule of the published method (MatGPTQ, arXiv 2602.03537, section 3: slicing with
+round-half-up and clamping); it needs bit r+1 too.
 """
 
 from typing import Literal, get_args
@@ -17,11 +22,15 @@ import torch
 from matgptq_vllm.core.errors import InputError
 from matgptq_vllm.core.precision import PARENT_WIDTH, check_width
 
-SliceRule = Literal["nested", "round"]
+SliceRule = Literal["nested", "curved", "round"]
 SLICE_RULES: tuple[SliceRule, ...] = get_args(SliceRule)
 
 ZERO_LEVEL = 1 << (PARENT_WIDTH - 1)
 """Offset between codes and levels: code 128 sits at, or half a step above, the weight 0."""
+
+BEND_LINEAR = 5 / 8
+BEND_SQUARE = (1 - BEND_LINEAR) / ZERO_LEVEL
+"""bend(x) = x * (BEND_LINEAR + BEND_SQUARE * |x|): dyadic, so that every bent level is exact in float32."""
 
 
 def check_rule(rule: str) -> SliceRule:
@@ -34,7 +43,7 @@ def check_rule(rule: str) -> SliceRule:
 def bits_read(width: int, rule: SliceRule) -> int:
     """How many top bits of a code decide its value at ``width``."""
     check_width(width)
-    return width if rule == "nested" else min(width + 1, PARENT_WIDTH)
+    return min(width + 1, PARENT_WIDTH) if rule == "round" else width
 
 
 def slice_codes(codes: torch.Tensor, width: int, rule: SliceRule) -> torch.Tensor:
@@ -49,17 +58,11 @@ def slice_codes(codes: torch.Tensor, width: int, rule: SliceRule) -> torch.Tenso
     drop = PARENT_WIDTH - check_width(width)
     if drop == 0:
         return codes
-    if rule == "nested":
+    if rule != "round":
         return codes >> drop
     # floor(q / 2^d + 1/2) = floor(q / 2^d) + (the highest dropped bit)
     rounded = (codes >> drop) + ((codes >> (drop - 1)) & 1)
     return rounded.clamp_(max=(1 << width) - 1)
-
-
-def level_offset(width: int, rule: SliceRule) -> float:
-    """b in level(c) = c * 2^(8 - width) + b."""
-    step = 1 << (PARENT_WIDTH - check_width(width))
-    return (step / 2 if rule == "nested" else 0.0) - ZERO_LEVEL
 
 
 def levels(codes: torch.Tensor, width: int, rule: SliceRule, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -67,17 +70,31 @@ def levels(codes: torch.Tensor, width: int, rule: SliceRule, dtype: torch.dtype 
 
     Args:
         codes: uint8, any shape.
-        dtype: floating type of the result; every level is exact in float16 and bfloat16 too.
+        dtype: floating type of the result. Every level is exact in float32, those of ``nested`` and ``round`` in float16
+            and bfloat16 too.
 
     Returns:
-        ``dtype``, same shape, values in -128 .. 127.5.
+        ``dtype``, same shape, values in -128 .. 128.
     """
     step = 1 << (PARENT_WIDTH - check_width(width))
-    return slice_codes(codes, width, rule).to(dtype).mul_(step).add_(level_offset(width, rule))
+    offset = (0.0 if rule == "round" else step / 2) - ZERO_LEVEL
+    straight = slice_codes(codes, width, rule).to(dtype if rule != "curved" else torch.float32).mul_(step).add_(offset)
+    return bend(straight).to(dtype) if rule == "curved" else straight
+
+
+def bend(straight: torch.Tensor) -> torch.Tensor:
+    """Levels of ``curved`` from those of ``nested``: floating, any shape -> same."""
+    return straight * (BEND_LINEAR + BEND_SQUARE * straight.abs())
+
+
+def unbend(bent: torch.Tensor) -> torch.Tensor:
+    """Inverse of ``bend``: floating, any shape -> same."""
+    size = ((BEND_LINEAR**2 + 4 * BEND_SQUARE * bent.abs()).sqrt() - BEND_LINEAR) / (2 * BEND_SQUARE)
+    return torch.copysign(size, bent)
 
 
 def nearest_codes(scaled: torch.Tensor, rule: SliceRule) -> torch.Tensor:
-    """Code whose level at 8 bits is nearest to each value.
+    """Code whose level at 8 bits is nearest to each value (under ``curved``: whose bin holds it).
 
     Args:
         scaled: floating, any shape: weights divided by their group scale.
@@ -85,8 +102,9 @@ def nearest_codes(scaled: torch.Tensor, rule: SliceRule) -> torch.Tensor:
     Returns:
         uint8, same shape.
     """
-    shifted = scaled + ZERO_LEVEL
-    nearest = shifted.floor() if rule == "nested" else shifted.round()
+    straight = unbend(scaled) if rule == "curved" else scaled
+    shifted = straight + ZERO_LEVEL
+    nearest = shifted.round() if rule == "round" else shifted.floor()
     return nearest.clamp_(0, (1 << PARENT_WIDTH) - 1).to(torch.uint8)
 
 

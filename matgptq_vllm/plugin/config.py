@@ -11,7 +11,7 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from matgptq_vllm.compat.model_loader import check_load_format
 from matgptq_vllm.compat.replica import replica_of
 from matgptq_vllm.compat.versions import check_vllm_version
-from matgptq_vllm.core.errors import FormatError
+from matgptq_vllm.core.errors import FormatError, UnsupportedError
 from matgptq_vllm.core.manifest import CONFIG_FILE, MANIFEST_FILE
 from matgptq_vllm.core.parent import QUANT_METHOD, ParentSpec
 from matgptq_vllm.plugin.linear import MatGPTQLinearMethod
@@ -58,13 +58,19 @@ class MatGPTQConfig(QuantizationConfig):
         """The sliced linear method for the parent's layers; other linear layers stay as they are.
 
         Raises:
-            UnsupportedError: vLLM was told to load weights in a way that cannot read a parent.
+            UnsupportedError: vLLM was told to load weights in a way that cannot read a parent, or the parent has experts.
             FormatError: the parent has some but not all members of a layer that vLLM fuses.
         """
-        if not isinstance(layer, LinearBase):
-            return None
         vllm_config = get_current_vllm_config()
         check_load_format(vllm_config.load_config.load_format)
+        if not isinstance(layer, LinearBase):
+            # Which class runs the experts differs between vLLM releases; that the parent has layers inside it does not.
+            if any(name.startswith(f"{prefix}.") for name in replica_of(vllm_config).reader.layers):
+                raise UnsupportedError(
+                    f"{prefix}: parents of mixture-of-experts models cannot be served yet; measure them with matgptq "
+                    "evaluate, or serve the original model"
+                )
+            return None
         replica = replica_of(vllm_config)
         members = self._members(prefix)
         held = [name for name in members if name in replica.reader.layers]

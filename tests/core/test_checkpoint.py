@@ -16,10 +16,15 @@ from matgptq_vllm.core.errors import FormatError, InputError
 from matgptq_vllm.core.manifest import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE
 from matgptq_vllm.core.precision import WIDTHS
 from matgptq_vllm.core.profile import PROFILES_FILE
+from matgptq_vllm.core.slicing import SLICE_RULES
 
 from .conftest import SHAPES, ParentContent
 
-PLANES_OF_WIDTH = {"nested": {2: 1, 3: 2, 4: 3, 6: 4, 8: 5}, "round": {2: 2, 3: 3, 4: 4, 6: 5, 8: 5}}
+PLANES_OF_WIDTH = {
+    "nested": {2: 1, 3: 2, 4: 3, 6: 4, 8: 5},
+    "curved": {2: 1, 3: 2, 4: 3, 6: 4, 8: 5},
+    "round": {2: 2, 3: 3, 4: 4, 6: 5, 8: 5},
+}
 SETS = ("model", *(f"planes/plane{plane}" for plane in range(5)))
 
 every_width = pytest.mark.parametrize("width", WIDTHS)
@@ -70,7 +75,7 @@ def spans(path: Path) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.parametrize("shard_bytes", [1, 150, 1000, 1 << 30])
-@pytest.mark.parametrize("rule", ["nested", "round"])
+@pytest.mark.parametrize("rule", SLICE_RULES)
 @pytest.mark.parametrize("group_size", [32, 128, -1])
 def test_a_parent_reads_back_as_written_whatever_its_shards(
     new_content: Callable[..., ParentContent], tmp_path: Path, shard_bytes: int, rule: str, group_size: int
@@ -94,7 +99,7 @@ def test_a_parent_reads_back_as_written_whatever_its_shards(
 
 
 @every_width
-@pytest.mark.parametrize("rule", ["nested", "round"])
+@pytest.mark.parametrize("rule", SLICE_RULES)
 def test_a_narrow_reader_gets_the_bits_that_its_width_reads(
     new_content: Callable[..., ParentContent], tmp_path: Path, width: int, rule: str
 ) -> None:

@@ -1,8 +1,10 @@
-"""core.slicing against the two slice rules written out in exact arithmetic."""
+"""core.slicing against the slice rules written out in exact arithmetic."""
 
 import math
+import re
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,36 +16,47 @@ from matgptq_vllm.core.precision import WIDTHS
 from matgptq_vllm.core.slicing import (
     SLICE_RULES,
     SliceRule,
+    bend,
     bits_read,
     check_rule,
     dequantize,
     expand_scales,
-    level_offset,
     levels,
     nearest_codes,
     num_groups,
     slice_codes,
+    unbend,
 )
 
+FORMAT_PAGE = Path(__file__).parents[2] / "docs" / "format.md"
 ALL_CODES = torch.arange(256, dtype=torch.uint8)
 HALF = Fraction(1, 2)
 
 every_rule = pytest.mark.parametrize("rule", SLICE_RULES)
 every_width = pytest.mark.parametrize("width", WIDTHS)
+rules_of_bins = pytest.mark.parametrize("rule", ["nested", "curved"])
+"""Rules under which a code owns the values between two edges, the same edges at every width that has them."""
 
 
 def exact_slice(code: int, width: int, rule: str) -> int:
     scaled = Fraction(code, 2 ** (8 - width))
-    return math.floor(scaled) if rule == "nested" else min(math.floor(scaled + HALF), 2**width - 1)
+    return min(math.floor(scaled + HALF), 2**width - 1) if rule == "round" else math.floor(scaled)
+
+
+def exact_bend(straight: Fraction) -> Fraction:
+    return straight * (Fraction(5, 8) + Fraction(3, 8) * abs(straight) / 128)
 
 
 def exact_level(code: int, width: int, rule: str) -> Fraction:
     step = 2 ** (8 - width)
-    return (exact_slice(code, width, rule) + (HALF if rule == "nested" else 0)) * step - 128
+    straight = (exact_slice(code, width, rule) + (0 if rule == "round" else HALF)) * step - 128
+    return exact_bend(straight) if rule == "curved" else straight
 
 
 def thresholds(width: int, rule: str) -> set[Fraction]:
-    """Weights, in units of the scale, at which the nearest level changes."""
+    """Weights, in units of the scale, at which ``nearest_codes`` goes from one level of ``width`` to the next."""
+    if rule == "curved":
+        return {exact_bend(edge) for edge in thresholds(width, "nested")}
     held = sorted({exact_level(code, width, rule) for code in range(256)})
     return {(low + high) / 2 for low, high in pairwise(held)}
 
@@ -58,19 +71,58 @@ def test_slices_and_levels_of_all_codes_are_those_of_the_rule(rule: SliceRule, w
 
 @every_rule
 @every_width
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_every_level_is_exact_in_every_floating_type(rule: SliceRule, width: int, dtype: torch.dtype) -> None:
+def test_every_level_is_exact_in_float32(rule: SliceRule, width: int) -> None:
+    found = levels(ALL_CODES, width, rule)
+    assert found.dtype == torch.float32
+    assert [Fraction(value) for value in found.tolist()] == [exact_level(code, width, rule) for code in range(256)]
+
+
+@every_width
+@pytest.mark.parametrize("rule", ["nested", "round"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_straight_levels_are_exact_in_half_precision(rule: SliceRule, width: int, dtype: torch.dtype) -> None:
     found = levels(ALL_CODES, width, rule, dtype)
     assert found.dtype == dtype
     assert [Fraction(value) for value in found.tolist()] == [exact_level(code, width, rule) for code in range(256)]
 
 
+@every_width
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_curved_levels_in_half_precision_are_the_exact_ones_rounded_once(width: int, dtype: torch.dtype) -> None:
+    exact = torch.tensor([float(exact_level(code, width, "curved")) for code in range(256)], dtype=torch.float64)
+    assert torch.equal(levels(ALL_CODES, width, "curved", dtype), exact.to(dtype))
+
+
 @every_rule
 @every_width
-def test_a_level_is_the_slice_times_the_step_plus_the_offset(rule: SliceRule, width: int) -> None:
-    offset = Fraction(level_offset(width, rule))
-    for code in range(256):
-        assert exact_slice(code, width, rule) * 2 ** (8 - width) + offset == exact_level(code, width, rule)
+def test_levels_ascend_with_the_slice(rule: SliceRule, width: int) -> None:
+    value_of = {exact_slice(code, width, rule): levels(ALL_CODES, width, rule)[code].item() for code in range(256)}
+    assert all(value_of[low] < value_of[low + 1] for low in range(2**width - 1))
+
+
+@rules_of_bins
+@every_width
+def test_levels_are_the_same_on_both_sides_of_zero(rule: SliceRule, width: int) -> None:
+    assert torch.equal(levels(255 - ALL_CODES, width, rule), -levels(ALL_CODES, width, rule))
+
+
+def test_bending_keeps_zero_and_the_ends_and_narrows_the_middle() -> None:
+    assert bend(torch.tensor([-128.0, 0.0, 128.0])).tolist() == [-128.0, 0.0, 128.0]
+    for width in WIDTHS:
+        held = levels(ALL_CODES, width, "curved").unique()  # ascending
+        gaps = held.diff()[2 ** (width - 1) - 1 :]  # from the gap around 0 outwards
+        assert (gaps.diff() > 0).all()
+        assert gaps[0] < 2 ** (8 - width) <= gaps[-1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bending_and_unbending_undo_each_other(dtype: torch.dtype) -> None:
+    straight = torch.arange(-1024, 1025, dtype=dtype) / 8
+    torch.testing.assert_close(unbend(bend(straight)), straight, rtol=0.0, atol=256 * torch.finfo(dtype).eps)
+    torch.testing.assert_close(bend(unbend(straight)), straight, rtol=0.0, atol=256 * torch.finfo(dtype).eps)
+    assert [Fraction(value) for value in bend(straight.double()).tolist()] == [
+        exact_bend(Fraction(value)) for value in straight.tolist()
+    ]
 
 
 @every_rule
@@ -98,8 +150,9 @@ def test_every_bit_that_is_read_matters(rule: SliceRule, width: int) -> None:
     assert not torch.equal(slice_codes(ALL_CODES ^ lowest_read, width, rule), slice_codes(ALL_CODES, width, rule))
 
 
-def test_nested_reads_its_width_and_round_one_bit_more() -> None:
+def test_nested_and_curved_read_their_width_and_round_one_bit_more() -> None:
     assert [bits_read(width, "nested") for width in WIDTHS] == [2, 3, 4, 6, 8]
+    assert [bits_read(width, "curved") for width in WIDTHS] == [2, 3, 4, 6, 8]
     assert [bits_read(width, "round") for width in WIDTHS] == [3, 4, 5, 7, 8]
 
 
@@ -112,9 +165,19 @@ def test_slicing_leaves_its_input_alone(rule: SliceRule, width: int) -> None:
     assert torch.equal(codes, ALL_CODES)
 
 
-def test_nested_thresholds_of_every_width_are_thresholds_of_eight_bits() -> None:
+@rules_of_bins
+def test_edges_of_bins_of_every_width_are_edges_at_eight_bits(rule: SliceRule) -> None:
     for width in WIDTHS:
-        assert thresholds(width, "nested") <= thresholds(8, "nested")
+        assert thresholds(width, rule) <= thresholds(8, rule)
+
+
+@rules_of_bins
+@every_width
+def test_a_level_lies_within_its_bin(rule: SliceRule, width: int) -> None:
+    edges = [Fraction(-128), *sorted(thresholds(width, rule)), Fraction(128)]
+    for code in range(256):
+        part = exact_slice(code, width, rule)
+        assert edges[part] < exact_level(code, width, rule) < edges[part + 1]
 
 
 def test_round_thresholds_of_narrow_widths_are_not() -> None:
@@ -129,6 +192,17 @@ def test_under_nested_the_nearest_code_is_best_at_every_width_at_once() -> None:
         distances = (weights[:, None] - levels(ALL_CODES, width, "nested", torch.float64)).abs()  # [4481, 256]
         of_chosen = (weights - levels(chosen, width, "nested", torch.float64)).abs()
         assert torch.equal(of_chosen, distances.min(dim=1).values)
+
+
+def test_under_curved_the_nearest_code_is_best_at_every_width_but_for_the_bend_of_one_bin() -> None:
+    weights = torch.arange(-140 * 16, 140 * 16 + 1, dtype=torch.float64) / 16  # [4481]
+    chosen = nearest_codes(weights, "curved")
+    for width in WIDTHS:
+        distances = (weights[:, None] - levels(ALL_CODES, width, "curved", torch.float64)).abs()  # [4481, 256]
+        of_chosen = (weights - levels(chosen, width, "curved", torch.float64)).abs()
+        # Between two levels of step h the middle lies 3/8 / 128 * (h / 2)^2 beyond the edge of their bins.
+        bend_of_bin = 3 / 1024 * (2 ** (8 - width) / 2) ** 2
+        assert (of_chosen - distances.min(dim=1).values).max() <= 2 * bend_of_bin + 1e-9
 
 
 @every_rule
@@ -152,7 +226,16 @@ def test_weights_beyond_the_range_get_the_outermost_codes(rule: SliceRule) -> No
     assert nearest_codes(weights, rule).tolist() == [0, 0, 0, 0, 255, 255, 255, 255]
 
 
-@given(st.floats(-150, 150, width=32), st.sampled_from(SLICE_RULES))
+@given(st.floats(-150, 150, width=32))
+@settings(deadline=None)
+def test_under_curved_the_bin_of_the_chosen_code_holds_the_weight(weight: float) -> None:
+    chosen = int(nearest_codes(torch.tensor(weight, dtype=torch.float64), "curved"))
+    slack = Fraction(1, 2**44)
+    assert chosen == 0 or exact_bend(Fraction(chosen - 128)) - slack <= Fraction(weight)
+    assert chosen == 255 or Fraction(weight) < exact_bend(Fraction(chosen - 127)) + slack
+
+
+@given(st.floats(-150, 150, width=32), st.sampled_from(["nested", "round"]))
 @settings(deadline=None)
 def test_no_code_is_nearer_than_the_nearest(weight: float, rule: SliceRule) -> None:
     chosen = int(nearest_codes(torch.tensor(weight, dtype=torch.float64), rule))
@@ -161,17 +244,16 @@ def test_no_code_is_nearer_than_the_nearest(weight: float, rule: SliceRule) -> N
     assert abs(Fraction(weight) - exact_level(chosen, 8, rule)) <= best + Fraction(1, 2**44)
 
 
-@pytest.mark.parametrize("rule", ["floor", "Nested", "", None, 4])
+@pytest.mark.parametrize("rule", ["floor", "Nested", "bent", "", None, 4])
 def test_an_unknown_rule_is_refused(rule: str) -> None:
-    with pytest.raises(InputError, match="nested, round"):
+    with pytest.raises(InputError, match="nested, curved, round"):
         check_rule(rule)
 
 
 @pytest.mark.parametrize("width", [0, 1, 5, 7, 9, -2])
 def test_a_width_that_cannot_be_read_is_refused_everywhere(width: int) -> None:
-    for function in (bits_read, level_offset):
-        with pytest.raises(InputError, match=f"width {width} "):
-            function(width, "nested")
+    with pytest.raises(InputError, match=f"width {width} "):
+        bits_read(width, "nested")
     for function_of_codes in (slice_codes, levels):
         with pytest.raises(InputError, match=f"width {width} "):
             function_of_codes(ALL_CODES, width, "nested")
@@ -201,3 +283,19 @@ def test_dequantized_weights_are_scale_times_level(rule: SliceRule, width: int, 
         for column in range(k):
             scale = Fraction(scales[row, 0 if group_size == -1 else column // group_size].item())
             assert Fraction(weights[row, column].item()) == scale * exact_level(int(codes[row, column]), width, rule)
+
+
+def test_the_worked_examples_of_the_format_page_are_true() -> None:
+    page = FORMAT_PAGE.read_text(encoding="utf-8")
+    table = re.search(r"^\| code, width \|(.*)\|\n\|[-|]+\n((?:\|.*\n)+)", page, re.MULTILINE)
+    assert table is not None
+    assert re.findall(r"`(\w+)`", table[1]) == list(SLICE_RULES)
+    rows = table[2].splitlines()
+    assert len(rows) >= 3
+    for row in rows:
+        code, width, *stated = re.findall(r"-?\d+(?:\.\d+)?", row)
+        assert len(stated) == 2 * len(SLICE_RULES)
+        for rule, part, level in zip(SLICE_RULES, stated[::2], stated[1::2], strict=True):
+            codes = torch.tensor([int(code)], dtype=torch.uint8)
+            assert slice_codes(codes, int(width), rule).item() == int(part)
+            assert levels(codes, int(width), rule).item() == float(level)
