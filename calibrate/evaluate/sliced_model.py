@@ -4,8 +4,9 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
+from calibrate.experts import separate_experts
 from calibrate.model import skeleton
 from matgptq_vllm.core.checkpoint import ParentReader
 from matgptq_vllm.core.profile import Profile
@@ -33,15 +34,22 @@ def load_sliced_model(directory: Path, profile_name: str, dtype: torch.dtype = t
 
 def load_profile_model(reader: ParentReader, profile: Profile, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """As ``load_sliced_model``, of a parent already open."""
-    config = AutoConfig.from_pretrained(reader.directory, local_files_only=True)
-    del config.quantization_config
+    config = parent_config(reader)
     config.dtype = dtype
     state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in reader.unquantized()}
     for name in reader.layers:
         state[f"{name}.weight"] = layer_values(reader, name, profile.widths[name]).to(dtype)
     # The class is what AutoModel picks; only a concrete class takes weights from memory, and it ties and buffers as usual.
     model = type(skeleton(config)).from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+    separate_experts(model)
     return model.eval().requires_grad_(False)
+
+
+def parent_config(reader: ParentReader) -> PretrainedConfig:
+    """Configuration of the model that a slice is: the parent's, without its quantization."""
+    config = AutoConfig.from_pretrained(reader.directory, local_files_only=True)
+    del config.quantization_config
+    return config
 
 
 def layer_values(reader: ParentReader, name: str, width: int) -> torch.Tensor:
