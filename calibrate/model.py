@@ -1,18 +1,20 @@
-"""Load a model, find its decoder blocks and their linear layers, capture the first block's inputs, replay one block.
+"""Load a model, or its skeleton without weights; find its decoder blocks and their linear layers.
 
 Nothing here knows an architecture: blocks are the list of modules whose length the configuration announces as the
-number of layers, and what is quantized in them is every ``nn.Linear``.
+number of layers, and what is quantized in them is every ``nn.Linear`` but the routers of mixtures of experts.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from calibrate.experts import Expert, mixtures, routers, separate_experts
 from matgptq_vllm.core.errors import InputError, UnsupportedError
 
 
@@ -27,16 +29,11 @@ class Block:
     linears: Mapping[str, nn.Linear]
     """Full name of each linear layer, as in the checkpoint without ``.weight``, in the order of the module tree."""
 
+    parallel: tuple[frozenset[str], ...] = ()
+    """Sets of layers whose inputs do not depend on each other, so that one forward pass can see them all (experts)."""
 
-@dataclass(frozen=True)
-class BlockInputs:
-    """What the blocks are called with."""
-
-    hidden: list[torch.Tensor]
-    """Inputs of the first block: float32 [batch, seq_len, hidden], one per batch."""
-
-    calls: list[list[Mapping[str, Any]]]
-    """Other keyword arguments (masks, rotary embeddings): calls[block][batch]."""
+    experts: Mapping[str, Expert] = field(default_factory=dict)
+    """The expert of each layer that is one's: it knows which tokens the layer's inputs belong to."""
 
 
 def load_config(directory: Path) -> PretrainedConfig:
@@ -79,26 +76,29 @@ def load_model(directory: Path, dtype: torch.dtype | str = "auto") -> PreTrained
     if absent:
         # transformers would fill these with random numbers.
         raise InputError(f"{directory}: weights are missing or of another shape: {', '.join(absent[:4])}; copy the model again")
+    separate_experts(model)
     return model.eval().requires_grad_(False)
 
 
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:
-    """The model of ``config`` without memory for its weights."""
+    """The model of ``config`` in evaluation mode, without memory for its large weights; computed buffers have values."""
     try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+        with _EmptyOnMeta():
+            model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     except ValueError as error:
         raise UnsupportedError(
             f"{config.model_type}: not a causal language model of transformers: {_first_line(error)}"
         ) from error
+    separate_experts(model)
+    return model
 
 
 def find_blocks(model: PreTrainedModel) -> list[Block]:
     """The decoder blocks of ``model``, in order.
 
     Raises:
-        UnsupportedError: no list of blocks, or a block has weights that are not those of an ``nn.Linear``
-            (mixture-of-experts tensors, convolutions); the message names the module and its class.
+        UnsupportedError: no list of blocks, or a block has weights that are not those of an ``nn.Linear`` (convolutions,
+            experts of an unknown form); the message names the module and its class.
     """
     num_blocks = model.config.get_text_config().num_hidden_layers
     for name, modules in model.named_modules():
@@ -109,64 +109,17 @@ def find_blocks(model: PreTrainedModel) -> list[Block]:
     )
 
 
-def capture_inputs(model: PreTrainedModel, blocks: Sequence[Block], batches: Sequence[torch.Tensor]) -> BlockInputs:
-    """What ``model`` calls its blocks with, without running any block.
+class _EmptyOnMeta(TorchFunctionMode):
+    """Within it, ``torch.empty``, which makes the weights of modules, takes no memory; computed buffers are real.
 
-    Args:
-        batches: tokens int64 [batch, seq_len] each.
+    The meta device as a context would leave rotary frequencies without values, and no file holds them.
     """
-    # Blocks and rotary embeddings follow the type of the embeddings; float32 here makes all arithmetic float32.
-    model.get_input_embeddings().float()
-    hidden: list[torch.Tensor] = []
-    calls: list[list[Mapping[str, Any]]] = [[] for _ in blocks]
 
-    def recorder(index: int) -> Callable[..., torch.Tensor]:
-        def record(*args: Any, **kwargs: Any) -> torch.Tensor:
-            states = args[0] if args else kwargs.pop("hidden_states")
-            if index == 0:
-                hidden.append(states.detach())
-            calls[index].append(kwargs)
-            if index == len(blocks) - 1:
-                raise _LastBlockReached
-            return states
-
-        return record
-
-    for index, block in enumerate(blocks):
-        block.module.forward = recorder(index)
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                try:
-                    model(batch, use_cache=False)
-                except _LastBlockReached:
-                    continue
-    finally:
-        for block in blocks:
-            del block.module.forward
-    return BlockInputs(hidden, calls)
-
-
-@torch.no_grad()
-def replay(block: Block, hidden: torch.Tensor, call: Mapping[str, Any]) -> torch.Tensor:
-    """Output of one block for inputs [batch, seq_len, hidden] -> same shape and type."""
-    output = block.module(hidden, **call)
-    return output[0] if isinstance(output, tuple) else output
-
-
-def to_device(value: Any, device: torch.device) -> Any:
-    """``value`` with every tensor in it, in tuples, lists and dicts too, on ``device``."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, tuple | list):
-        return type(value)(to_device(item, device) for item in value)
-    if isinstance(value, Mapping):
-        return {key: to_device(item, device) for key, item in value.items()}
-    return value
-
-
-class _LastBlockReached(Exception):
-    """Ends a forward pass whose only purpose was to see what the blocks are called with."""
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
 
 
 def _holds_weights(modules: nn.ModuleList) -> bool:
@@ -175,7 +128,22 @@ def _holds_weights(modules: nn.ModuleList) -> bool:
 
 def _block(name: str, module: nn.Module) -> Block:
     linears = {}
+    unquantized: set[nn.Module] = set()
+    experts: dict[str, Expert] = {}
+    parallel = []
+    for path, holder, mixture in mixtures(module, name):
+        unquantized |= routers(holder, mixture)
+        sets: tuple[set[str], set[str]] = set(), set()
+        for index, expert in mixture.named_children():
+            assert isinstance(expert, Expert)
+            for names, leaves in zip(sets, expert.layers, strict=True):
+                layers = {f"{path}.{index}.{leaf}" for leaf in leaves}
+                names |= layers
+                experts.update(dict.fromkeys(layers, expert))
+        parallel += [frozenset(names) for names in sets]
     for path, child in module.named_modules(prefix=name):
+        if child in unquantized:
+            continue
         if isinstance(child, nn.Linear):
             linears[path] = child
             continue
@@ -183,9 +151,9 @@ def _block(name: str, module: nn.Module) -> Block:
             if parameter.ndim >= 2:
                 raise UnsupportedError(
                     f"{path}: {type(child).__name__}.{parameter_name} {list(parameter.shape)} cannot be quantized; "
-                    "only blocks whose weights are all nn.Linear are supported"
+                    "only blocks whose weights are all nn.Linear, or experts like Qwen3-MoE's and Mixtral's, are supported"
                 )
-    return Block(name, module, linears)
+    return Block(name, module, linears, tuple(parallel), experts)
 
 
 def _first_line(error: Exception) -> str:

@@ -99,7 +99,7 @@ def _allowed(choices: tuple) -> str:
 
 def _shown(default: Any) -> str:
     if isinstance(default, tuple):
-        return "/".join(map(_shown, default))
+        return ",".join(map(str, default))
     if not isinstance(default, Mapping):
         return str(default)
     return ",".join(f"{width}" if weight == 1 else f"{width}:{weight:g}" for width, weight in default.items())

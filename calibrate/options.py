@@ -9,7 +9,6 @@ Imports no torch: the command line is built from this file.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from calibrate.option_fields import DEVICES, check_at_least, check_choices, listed, option
@@ -18,6 +17,7 @@ from matgptq_vllm.core.parent import GROUP_SIZES, SLICE_RULE_NAMES
 from matgptq_vllm.core.precision import WIDTHS, check_width
 
 METHODS = ("gptq", "rtn")
+COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
 
 
 def parse_width_weights(text: str) -> Mapping[int, float]:
@@ -48,23 +48,25 @@ def check_width_weights(name: str, weights: Mapping[int, float]) -> Mapping[int,
     return dict(weights)
 
 
-def parse_stages(text: str) -> tuple[Mapping[int, float], ...]:
-    """``"3,4/8"`` -> ({3: 1.0, 4: 1.0}, {8: 1.0}); InputError as ``parse_width_weights`` and ``check_stages``."""
-    return check_stages(tuple(parse_width_weights(stage) for stage in text.split("/")))
+def parse_streams(text: str) -> tuple[int, ...]:
+    """``"2,3,4"`` -> (2, 3, 4), ``"none"`` -> (); InputError as ``check_streams``."""
+    if text.strip() in ("", "none"):
+        return ()
+    try:
+        return check_streams(tuple(int(item) for item in text.split(",")))
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"streams {text!r} is not a list of widths; write for example 2,3,4, or none") from None
 
 
-def check_stages(stages: Sequence[Mapping[int, float]]) -> tuple[Mapping[int, float], ...]:
-    """``stages``; InputError unless there is one, and each later one begins at a wider width."""
-    checked = tuple(check_width_weights("compensate", stage) for stage in stages)
-    if not checked:
-        raise InputError("compensate is empty; name at least one width, such as 3,4/6,8")
-    for stage, following in pairwise(checked):
-        if min(stage) >= min(following):
-            raise InputError(
-                f"compensate: a stage from width {min(following)} comes after one from width {min(stage)}; "
-                "each must begin at a wider width, as in 3,4/6,8"
-            )
-    return checked
+def check_streams(streams: Sequence[int]) -> tuple[int, ...]:
+    """``streams`` in ascending order; InputError unless they are widths, each there once."""
+    for width in streams:
+        check_width(width)
+    if len(set(streams)) < len(streams):
+        raise InputError(f"streams {listed(streams)} name a width twice; name each once")
+    return tuple(sorted(streams))
 
 
 @dataclass(frozen=True)
@@ -79,26 +81,33 @@ class CalibrateOptions:
     group_size: int = option(
         "adjacent inputs that share a scale; -1 is one scale per output channel", 128, parse=int, choices=GROUP_SIZES
     )
-    slice_rule: str = option("how a sliced code gets its value", "nested", choices=SLICE_RULE_NAMES)
+    slice_rule: str = option("how a sliced code gets its value", "curved", choices=SLICE_RULE_NAMES)
     widths: Mapping[int, float] = option(
-        "widths that codes and scales are chosen for, each with an optional weight of its squared error, such as 3,4:2,8",
-        {2: 1.0, 3: 2.5, 4: 6.0, 6: 40.0, 8: 250.0},
+        "widths that codes and scales are chosen for, each with the weight of its squared error, such as 3,4:2,8",
+        {2: 1.0, 3: 2.0, 4: 5.5, 6: 12.0, 8: 28.0},
         parse=parse_width_weights,
         metavar="R[:W],...",
     )
-    compensate: tuple[Mapping[int, float], ...] = option(
-        "widths whose mean error later columns make up for, each with an optional weight; a / begins another pass, "
-        "from wider widths on, over the bits that the passes before have not decided",
-        ({2: 1.0, 3: 2.0, 8: 12.0}, {3: 1.0, 8: 4.0}, {4: 1.0, 8: 2.0}, {6: 1.0}, {8: 1.0}),
-        parse=parse_stages,
-        metavar="R[:W],.../...",
+    streams: tuple[int, ...] = option(
+        "narrow widths whose own activations are followed through the model, or none; other widths see the original's",
+        (2, 3, 4),
+        parse=parse_streams,
+        metavar="R,...",
     )
-    propagate: int = option("width at which a finished block computes the inputs of the next", 8, parse=int, choices=WIDTHS)
-    damp: float = option("share of the mean Hessian diagonal added to the diagonal", 0.01, parse=float)
-    act_order: bool = option("round the columns with the largest activations first", False)
+    damp: float = option("share of the mean Hessian diagonal added to the diagonal", 0.03, parse=float)
+    asymmetry: float = option(
+        "how far a stream's layers also make up for the errors of its inputs: 0 not at all, 1 wholly", 0.5, parse=float
+    )
+    sweeps: int = option("rounds of coordinate descent over the codes of a layer", 4, parse=int)
     seed: int = option("seed of the choice of windows", 0, parse=int)
     method: str = option("gptq, or rtn: round to nearest, the baseline of comparisons", "gptq", choices=METHODS)
     overwrite: bool = option("replace an existing parent, once the new one is whole", False)
+    restart: bool = option("discard an unfinished run to the same --out instead of taking it up", False)
+    compute_dtype: str = option(
+        "type in which blocks compute; auto is float32 on the CPU and for small models, otherwise bfloat16",
+        "auto",
+        choices=COMPUTE_DTYPES,
+    )
     device: str = option("where to compute", "auto", choices=DEVICES)
     dry_run: bool = option("check everything and print the plan; write nothing", False)
 
@@ -108,9 +117,12 @@ class CalibrateOptions:
         check_at_least("seq_len", self.seq_len, 2)
         check_at_least("seed", self.seed, 0)
         object.__setattr__(self, "widths", check_width_weights("widths", self.widths))
-        object.__setattr__(self, "compensate", check_stages(self.compensate))
+        object.__setattr__(self, "streams", check_streams(self.streams))
+        check_at_least("sweeps", self.sweeps, 0)
+        if not 0 <= self.asymmetry <= 1:
+            raise InputError(f"asymmetry is {self.asymmetry!r}; it must be from 0 to 1")
         if not (math.isfinite(self.damp) and 0 < self.damp <= 1):
-            raise InputError(f"damp is {self.damp!r}; it must be above 0 and at most 1, 0.01 is usual")
+            raise InputError(f"damp is {self.damp!r}; it must be above 0 and at most 1, 0.03 is usual")
         if self.method == "gptq" and self.text is None:
             raise InputError("calibration needs --text FILE; only --method rtn works without text")
 

@@ -1,176 +1,174 @@
-"""Calibrate a model block by block: the outputs of a rounded block are the inputs of the next.
+"""Calibrate a model block by block. One block is in memory at a time; activations wait on the host.
 
-For each block: one forward pass collects a Hessian for every distinct input of its linear layers; layers that share an
-input are rounded together; a second pass with the rounded weights computes the inputs of the next block.
+For each block, in every stream: the inputs of the first layers that share one are seen and those layers rounded; then those
+of the next layers, behind the rounded ones; and so on. The outputs of the rounded block are the inputs of the next.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from calibrate.hessian import HessianAccumulator
-from calibrate.model import Block, capture_inputs, find_blocks, replay, to_device
-from calibrate.objective import JointObjective
-from calibrate.options import CalibrateOptions
-from calibrate.rounding import RoundingSettings, round_layer, round_to_nearest
-from matgptq_vllm.core.errors import InputError
-from matgptq_vllm.core.parent import ParentSpec
-from matgptq_vllm.core.precision import WIDTHS
-from matgptq_vllm.core.slicing import check_rule, dequantize
-
-BATCH_TOKENS = 4096
-"""Tokens per forward pass: enough to keep matrix products busy, little enough for long windows to fit."""
+from calibrate.activations import batches_of
+from calibrate.clock import PhaseClock, peak_device_bytes, peak_host_bytes
+from calibrate.few_tokens import top_up, warn_of_few_tokens
+from calibrate.first_inputs import Call, capture_first_inputs
+from calibrate.group_rounding import RoundedLayer, in_order, round_group
+from calibrate.input_groups import steps_of
+from calibrate.model import Block
+from calibrate.ranks import Ranks
+from calibrate.resident_block import ResidentBlock, check_finite
+from calibrate.rounding import RoundingSettings, round_to_nearest
+from calibrate.step_memory import steps_in_memory
+from calibrate.streams import Streams
+from calibrate.weights_source import WeightsSource
 
 
 @dataclass(frozen=True)
-class RoundedLayer:
-    """One linear layer, calibrated."""
+class RoundedBlock:
+    """One block, calibrated."""
 
     name: str
-    codes: torch.Tensor
-    """uint8 [N, K], on the CPU."""
-    scales: torch.Tensor
-    """The spec's scale type, [N, num_groups], on the CPU."""
-    errors: dict[int, float]
-    """Width -> squared error of the layer's outputs, relative to its squared outputs; empty without calibration text."""
+    layers: Sequence[RoundedLayer]
+    """On the CPU, in the order of the block's modules."""
+    seconds: float
+    peak_bytes: int
+    """Most memory taken up to its end: of the GPU if there is one, otherwise of the process."""
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """How blocks are calibrated."""
+
+    settings: RoundingSettings
+    streams: tuple[int, ...]
+    """Narrow widths that have activations of their own."""
+    dtype: torch.dtype
+    """Type in which blocks compute and activations are kept."""
+    ranks: Ranks
+    clock: PhaseClock
+
+
+Finished = Callable[[int], RoundedBlock | None]
+"""Index of a block -> what an earlier run made of it, or None."""
+
+
+@torch.no_grad()
 def round_blocks(
-    model: PreTrainedModel, windows: torch.Tensor, options: CalibrateOptions, spec: ParentSpec, device: torch.device
-) -> Iterator[RoundedLayer]:
-    """Every linear layer of ``model``'s blocks, calibrated, as soon as it is.
-
-    Weights of ``model`` are overwritten on the way, its other parameters are not.
+    model: PreTrainedModel,
+    blocks: Sequence[Block],
+    source: WeightsSource,
+    windows: torch.Tensor,
+    calibration: Calibration,
+    finished: Finished,
+) -> Iterator[RoundedBlock]:
+    """Every block, calibrated, as soon as it is; those that are ``finished`` are only run.
 
     Args:
-        windows: calibration tokens, int64 [num_windows, seq_len].
-        device: where to compute; blocks visit it one at a time.
+        model: a skeleton; its weights are those of ``source``.
+        windows: calibration tokens, int64 [num_windows, seq_len]; each process takes its part of them.
 
     Raises:
         InputError: a layer has NaN or infinite weights or inputs.
+        RankError: another process failed.
     """
-    blocks = find_blocks(model)
-    stored_dtype = model.dtype
-    stages = [
-        # Scales, and the codes that all widths share, are for all widths; later bits are for the widths that read them.
-        JointObjective(spec.slice_rule, options.widths if stage == 0 else widths, widths, device)
-        for stage, widths in enumerate(options.compensate)
-    ]
-    settings = RoundingSettings(spec.group_size, getattr(torch, spec.scale_dtype), options.damp, options.act_order)
-    batches = windows.split(max(1, BATCH_TOKENS // windows.shape[1]))
-    inputs = capture_inputs(model, blocks, batches)
-    hidden = inputs.hidden
-    steps = sum(2 * len(batches) + len(block.linears) for block in blocks) - len(batches)
-    with tqdm(total=steps, desc="calibrating", unit="step", disable=None) as progress:
-        for block, calls in zip(blocks, inputs.calls, strict=True):
+    ranks, clock = calibration.ranks, calibration.clock
+    with ranks.together():
+        batches = batches_of(ranks.part_of(windows), ranks.device)
+        first = capture_first_inputs(model, blocks, source, batches, calibration.dtype)
+    with tqdm(desc="calibrating", unit="pass", disable=None if ranks.is_first else True) as progress:
+        streams = Streams(first.hidden, calibration.streams, ranks, clock, progress.update)
+        for index, (block, calls) in enumerate(zip(blocks, first.calls, strict=True)):
             progress.set_postfix_str(block.name)
-            block.module.to(device=device, dtype=torch.float32)
-            for names, hessian in _collect(block, hidden, calls, device, progress):
-                yield from _round_shared(block, names, hessian, stages, settings, spec, options.propagate)
-                progress.update(len(names))
-            # Nobody reads the outputs of the last block.
-            for index, call in enumerate(calls if block is not blocks[-1] else []):
-                output = replay(block, hidden[index].to(device), to_device(call, device))
-                hidden[index] = output.cpu()
-                progress.update()
-            # The types of norms and biases come back exactly; rounded weights are never read from the model again.
-            block.module.to(device="cpu", dtype=stored_dtype)
+            started, done, is_last = time.monotonic(), progress.n, index == len(blocks) - 1
+            with ResidentBlock(block, ranks.device, calibration.dtype, calibration.streams) as resident:
+                with ranks.together():
+                    resident.load(source)
+                rounded = finished(index)
+                if rounded is None:
+                    layers = _round_block(resident, streams, calls, calibration, is_last)
+                    rounded = RoundedBlock(block.name, layers, time.monotonic() - started, _peak_bytes(ranks.device))
+                    # Blocks are alike.
+                    progress.total = progress.n + (progress.n - done) * (len(blocks) - index - 1)
+                elif not is_last:
+                    _replay_block(resident, rounded, streams, calls, calibration)
+            yield rounded
+            first.calls[index].clear()
 
 
-def round_blocks_to_nearest(model: PreTrainedModel, spec: ParentSpec) -> Iterator[RoundedLayer]:
-    """Every linear layer of ``model``'s blocks, rounded to nearest at 8 bits: the baseline, without calibration text."""
-    objective = JointObjective(spec.slice_rule, {8: 1.0}, {8: 1.0})
-    blocks = find_blocks(model)
-    for block in tqdm(blocks, desc="rounding", unit="block", disable=None):
-        for name, linear in block.linears.items():
-            _check_finite(linear.weight, name, "weights")
-            codes, scales = round_to_nearest(linear.weight, objective, spec.group_size, getattr(torch, spec.scale_dtype))
-            yield RoundedLayer(name, codes, scales, {})
+def round_blocks_to_nearest(
+    blocks: Sequence[Block], source: WeightsSource, settings: RoundingSettings, ranks: Ranks, finished: Finished
+) -> Iterator[RoundedBlock]:
+    """Every block, rounded to nearest at 8 bits: the baseline, without calibration text.
+
+    Raises:
+        InputError: a layer has NaN or infinite weights.
+    """
+    for index, block in enumerate(tqdm(blocks, desc="rounding", unit="block", disable=None if ranks.is_first else True)):
+        started, rounded = time.monotonic(), finished(index)
+        if rounded is None:
+            layers = []
+            for name in block.linears:
+                weight = source.read(f"{name}.weight").to(ranks.device)
+                check_finite(weight, name, "weights")
+                codes, scales = round_to_nearest(weight, settings.slice_rule, settings.group_size, settings.scale_dtype)
+                layers.append(RoundedLayer(name, codes.cpu(), scales.cpu(), {}, 0))
+            rounded = RoundedBlock(block.name, layers, time.monotonic() - started, _peak_bytes(ranks.device))
+        yield rounded
 
 
-def _collect(
-    block: Block, hidden: Sequence[torch.Tensor], calls: Sequence[Any], device: torch.device, progress: tqdm
-) -> list[tuple[list[str], torch.Tensor]]:
-    """Layers that share their input, with its Hessian float32 [K, K], in the order of the first of them."""
-    groups = _shared_inputs(block, hidden[0].to(device), to_device(calls[0], device))
-    accumulators = [HessianAccumulator(block.linears[names[0]].in_features, device) for names in groups]
-    hooks = [
-        block.linears[names[0]].register_forward_pre_hook(lambda _, args, to=accumulator: to.add(args[0]))
-        for names, accumulator in zip(groups, accumulators, strict=True)
-    ]
-    try:
-        for batch, call in zip(hidden, calls, strict=True):
-            replay(block, batch.to(device), to_device(call, device))
-            progress.update()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [(names, accumulator.mean()) for names, accumulator in zip(groups, accumulators, strict=True)]
+def _round_block(
+    resident: ResidentBlock, streams: Streams, calls: Mapping[int, Call], calibration: Calibration, is_last: bool
+) -> list[RoundedLayer]:
+    """The layers of a block; unless it is the last, the streams hold its outputs afterwards."""
+    ranks, widths = calibration.ranks, calibration.streams
+    cross = bool(widths) and calibration.settings.asymmetry > 0
+    with ranks.together():
+        steps = steps_of(resident.block, streams.trace(resident, calls))
+        steps = steps_in_memory(resident.block, steps, 1 + len(widths) * (2 if cross else 1))
+    groups = [group for step in steps for group in step]
+    # The original's inputs do not change while its block is rounded: one pass sees them all, unless each step needs them.
+    original = {} if cross else streams.collect(resident, calls, groups, [None], advance=not is_last)
+    layers: list[RoundedLayer] = []
+    for step in steps:
+        if cross:
+            found = streams.collect(resident, calls, step, [None, *widths], cross=True)
+        else:
+            found = streams.collect(resident, calls, step, widths) if widths else {group: {} for group in step}
+            for group in step:
+                found[group][None] = original.pop(group)[None]
+        top_up(resident.block, found)
+        for group in step:
+            weights = {name: resident.stored[name] for name in group}
+            with calibration.clock.phase("rounding"):
+                rounded = round_group(weights, found.pop(group), calibration.settings, ranks)
+                _set_values(resident, rounded, calibration)
+            layers += [layer.to(torch.device("cpu")) for layer in rounded]
+    if not is_last:
+        with ranks.together():
+            streams.advance(resident, calls, [None, *widths] if cross else widths)
+    if ranks.is_first:
+        warn_of_few_tokens(resident.block, layers)
+    return in_order(layers, list(resident.block.linears))
 
 
-def _shared_inputs(block: Block, hidden: torch.Tensor, call: Any) -> list[list[str]]:
-    """Names of the block's linear layers, grouped by the tensor that they are called with."""
-    seen: list[tuple[torch.Tensor, list[str]]] = []
-
-    def note(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        def hook(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            for tensor, names in seen:
-                if tensor is args[0]:
-                    names.append(name)
-                    return
-            seen.append((args[0], [name]))
-
-        return hook
-
-    hooks = [linear.register_forward_pre_hook(note(name)) for name, linear in block.linears.items()]
-    try:
-        replay(block, hidden, call)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [names for _, names in seen]
+def _replay_block(
+    resident: ResidentBlock, rounded: RoundedBlock, streams: Streams, calls: Mapping[int, Call], calibration: Calibration
+) -> None:
+    """Give the streams the outputs of a block that an earlier run has rounded."""
+    with calibration.ranks.together():
+        _set_values(resident, [layer.to(resident.device) for layer in rounded.layers], calibration)
+        streams.advance(resident, calls, [None, *calibration.streams])
 
 
-def _round_shared(
-    block: Block,
-    names: Sequence[str],
-    hessian: torch.Tensor,
-    stages: Sequence[JointObjective],
-    settings: RoundingSettings,
-    spec: ParentSpec,
-    propagate: int,
-) -> Iterator[RoundedLayer]:
-    """Round the layers ``names``, which share ``hessian``, as one; leave their values at width ``propagate`` in the block."""
-    for name in names:
-        _check_finite(block.linears[name].weight, name, "weights")
-    _check_finite(hessian, names[0], "inputs")
-    weights = [block.linears[name].weight for name in names]
-    stacked_codes, stacked_scales = round_layer(torch.cat(weights), hessian, stages, settings, names[0])
-    rows = [weight.shape[0] for weight in weights]
-    for name, weight, codes, scales in zip(names, weights, stacked_codes.split(rows), stacked_scales.split(rows), strict=True):
-        values = {
-            width: dequantize(codes, scales, width, check_rule(spec.slice_rule), spec.group_size)
-            for width in {*WIDTHS, propagate}
-        }
-        errors = {width: _relative_error(weight, values[width], hessian) for width in WIDTHS}
-        weight.copy_(values[propagate])
-        yield RoundedLayer(name, codes.cpu(), scales.cpu(), errors)
+def _set_values(resident: ResidentBlock, layers: Sequence[RoundedLayer], calibration: Calibration) -> None:
+    for layer in layers:
+        for width in calibration.streams:
+            resident.set_values(width, layer.name, layer.values(width, calibration.settings))
 
 
-def _relative_error(weight: torch.Tensor, rounded: torch.Tensor, hessian: torch.Tensor) -> float:
-    """Squared error of the outputs of ``rounded`` [N, K] over the squared outputs of ``weight`` [N, K]."""
-    return _energy(weight - rounded, hessian) / max(_energy(weight, hessian), torch.finfo(torch.float32).tiny)
-
-
-def _energy(weight: torch.Tensor, hessian: torch.Tensor) -> float:
-    return float(((weight @ hessian) * weight).sum())
-
-
-def _check_finite(values: torch.Tensor, name: str, kind: str) -> None:
-    if not torch.isfinite(values).all():
-        raise InputError(f"{name}: its {kind} hold NaN or infinite values; the model cannot be calibrated, check its files")
+def _peak_bytes(device: torch.device) -> int:
+    return peak_device_bytes(device) or peak_host_bytes()

@@ -1,76 +1,125 @@
-"""Round the weights of a layer, column by column, each column making up for the errors of those before it.
+"""Round the weights of layers that share their inputs: one code per weight, the error of every width made up for.
 
-The loop is GPTQ's (arXiv 2210.17323, algorithm 1), with MatGPTQ's changes (arXiv 2602.03537, section 3): a code is chosen
-for all widths at once, and the error passed on is that of the mean value over the compensation widths.
+What GPTQ does for one width (arXiv 2210.17323, algorithm 1) happens here for all of them at once. Every width r has its
+own values V_r, its own Hessian H_r and its own target T_r, and what is minimized is
 
-The loop runs in stages. Each starts from the original weights and makes up for its own widths, but may change only the
-bits below those of the previous stage's widths that are narrower than all of its own. So the narrow slices keep their
-compensation, and the wide ones are free of its noise as far as the remaining bits reach. Stages after the first that make
-up for one width end with coordinate descent.
+    sum over r of weight_r * tr((T_r - V_r) H_r (T_r - V_r)^T)
 
-    name     shape            dtype     meaning
-    weight   [N, K]           float32   outputs x inputs
-    factor   [K, K]           float32   upper Cholesky factor of the inverse Hessian
+One pass over the columns chooses codes greedily, each width making up for its own errors in the columns to come; sweeps of
+coordinate descent then go over all columns again. (MatGPTQ, arXiv 2602.03537, section 3, passes on one mean error.)
+
+A width that has a stream of its own sees inputs X_r that come from a model rounded to it; they differ from the original
+model's inputs X, and the target moves towards the weights that undo that, W X^T X_r (X_r^T X_r)^-1, by ``asymmetry``
+(GPTAQ, arXiv 2504.02692, section 3).
+
+    name     shape            dtype
+    weight   [N, K]           floating, outputs x inputs
+    columns  [K, N]           float32: inside, a column of weights is a contiguous row
     codes    [N, K]           uint8
-    scales   [N, num_groups]  float32   exact in the stored type
-
-Inside the loop everything is transposed, so that a column of weights is a contiguous row.
+    scales   [N, num_groups]  the stored type
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 
-from calibrate.descent import descend
-from calibrate.hessian import damped, inverse_factor
-from calibrate.objective import Bounds, JointObjective, bounds_of
-from calibrate.scales import divisor, full_range_scales, search_scales, static_scales
-from matgptq_vllm.core.slicing import nearest_codes, num_groups
+from calibrate import column_sweep
+from calibrate.factoring import Factored, factored
+from calibrate.objective import LevelTables
+from calibrate.scales import divisor, full_range_scales, search_scales
+from calibrate.statistics import InputStatistics
+from calibrate.tensor_float import tensor_float_32
+from matgptq_vllm.core.precision import WIDTHS
+from matgptq_vllm.core.slicing import SliceRule, nearest_codes
+
+RUN_COLUMNS = 32
+"""Columns handled by one call of the sweep."""
 
 BLOCK_COLUMNS = 128
-"""Columns between two updates of all later columns; a multiple of every group size, so that groups begin in one block."""
+"""Columns whose errors are passed on to the columns after them in one matrix product."""
 
-DESCENT_SWEEPS = 3
-"""Most of what descent can gain; measured in docs/calibration.md."""
+CHUNK_WEIGHTS = 1 << 28
+"""Weights rounded at once; ten float32 numbers are held for each."""
+
+UNNAMED_WEIGHT = 1e-6
+"""Share of the least weight that a width gets which nobody asked for: its bits should still be sensible."""
 
 
 @dataclass(frozen=True)
 class RoundingSettings:
-    """How a layer is rounded."""
+    """How to round; the same for all layers."""
 
+    slice_rule: SliceRule
     group_size: int
     scale_dtype: torch.dtype
-    damp: float
-    act_order: bool
+    width_weights: Mapping[int, float]
+    """Weight of each width's squared error."""
+    damp: float = 0.01
+    """Share of the mean Hessian diagonal added to the diagonal."""
+    asymmetry: float = 0.5
+    """0: round the weights; 1: round the weights that make up for the inputs' errors. Only for widths with a stream."""
+    sweeps: int = 4
+    """Sweeps of coordinate descent after the column pass."""
 
 
-def round_layer(
-    weight: torch.Tensor, hessian: torch.Tensor, stages: Sequence[JointObjective], settings: RoundingSettings, name: str
-) -> tuple[torch.Tensor, torch.Tensor]:
+@dataclass(frozen=True)
+class RoundedWeights:
+    """The result for the layers that were stacked along N."""
+
+    codes: torch.Tensor
+    """uint8 [N, K]."""
+    scales: torch.Tensor
+    """[N, num_groups]."""
+    squared_errors: torch.Tensor
+    """float32 [5, N]: mean squared error of each output at each width, on the inputs of that width's stream."""
+    squared_outputs: torch.Tensor
+    """float32 [5, N]: mean square of each output of the original weights, on the same inputs."""
+
+    def relative_errors(self, rows: slice) -> dict[int, float]:
+        """Width -> squared error of the outputs ``rows`` relative to their squared values."""
+        errors, outputs = self.squared_errors[:, rows].sum(1), self.squared_outputs[:, rows].sum(1)
+        ratios = errors / outputs.clamp_min(torch.finfo(torch.float32).tiny)
+        return dict(zip(WIDTHS, ratios.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """What the inputs of one stream say."""
+
+    hessian: Factored
+    shift: torch.Tensor | None
+    """float32 [K, K]: X_r^T X - X_r^T X_r per token; None for the original stream, or without asymmetry."""
+
+
+def round_layers(
+    weight: torch.Tensor, statistics: Mapping[int | None, InputStatistics], settings: RoundingSettings, name: str
+) -> RoundedWeights:
     """Codes and scales of a layer, or of several layers stacked along N that share their inputs.
 
     Args:
         weight: floating [N, K].
-        hessian: float32 [K, K], not damped.
-        stages: objectives of the stages; each later one begins at a wider width. The first chooses scales.
+        statistics: of each width's stream, and of the original inputs (None), which serve widths without a stream. Their
+            tensors are overwritten: those of a wide layer take gigabytes each.
         name: the layer, for warnings.
-
-    Returns:
-        codes uint8 [N, K] and scales [N, num_groups] of ``settings.scale_dtype``.
     """
-    columns = weight.float().t().contiguous()
-    importance = damped(hessian, settings.damp).diagonal()
-    if settings.act_order:
-        codes, scales = _round_by_importance(columns, hessian, importance, stages, settings, name)
-    else:
-        codes, scales = _round_in_order(columns, hessian, importance, stages, settings, name)
-    return codes.t().contiguous(), scales.t().contiguous().to(settings.scale_dtype)
+    streams = {width: _stream(given, settings, name) for width, given in statistics.items()}
+    of_width = [streams[width if width in streams else None] for width in WIDTHS]
+    tables = LevelTables.of(settings.slice_rule, weight.device)
+    weights = _width_weights(settings.width_weights, weight.device)
+    rows = max(1, CHUNK_WEIGHTS // weight.shape[1])
+    with tensor_float_32():  # Errors at all widths stay the same to four digits.
+        chunks = [_round_rows(part, of_width, weights, tables, settings) for part in weight.split(rows)]
+    return RoundedWeights(
+        torch.cat([chunk.codes for chunk in chunks]),
+        torch.cat([chunk.scales for chunk in chunks]),
+        torch.cat([chunk.squared_errors for chunk in chunks], dim=1),
+        torch.cat([chunk.squared_outputs for chunk in chunks], dim=1),
+    )
 
 
 def round_to_nearest(
-    weight: torch.Tensor, objective: JointObjective, group_size: int, scale_dtype: torch.dtype
+    weight: torch.Tensor, rule: SliceRule, group_size: int, scale_dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The baseline: scales at which nothing clips, and the nearest 8-bit code of every weight.
 
@@ -82,117 +131,146 @@ def round_to_nearest(
     """
     columns = weight.float().t().contiguous()
     size = columns.shape[0] if group_size == -1 else group_size
-    scales = torch.stack([full_range_scales(group, objective.rule, scale_dtype) for group in columns.split(size)])
-    group_of = _group_of(columns.shape[0], group_size, columns.device)
-    codes = nearest_codes(columns / divisor(scales)[group_of], objective.rule)
+    scales = torch.stack([full_range_scales(group, rule, scale_dtype) for group in columns.split(size)])
+    codes = nearest_codes(columns / divisor(scales)[_group_of(columns.shape[0], group_size, columns.device)], rule)
     return codes.t().contiguous(), scales.t().contiguous().to(scale_dtype)
 
 
-def round_columns(
-    columns: torch.Tensor,
-    factor: torch.Tensor,
-    scale_of: Callable[[int], torch.Tensor],
-    objective: JointObjective,
-    bounds: Bounds | None = None,
-) -> torch.Tensor:
-    """The column loop.
+def _stream(statistics: InputStatistics, settings: RoundingSettings, name: str) -> _Stream:
+    shift = None
+    if statistics.cross is not None and settings.asymmetry > 0:
+        shift = statistics.cross.sub_(statistics.hessian)
+    return _Stream(factored(statistics.hessian, settings.damp, name), shift)
 
-    Args:
-        columns: float32 or float64 [K, N]; overwritten.
-        factor: [K, K] of the same type, in the same order of inputs.
-        scale_of: scales [N] of a column; asked in order, when ``columns`` holds that column's block up to date.
-        bounds: codes allowed for each weight, [K, N] both; None for all codes.
 
-    Returns:
-        codes uint8 [K, N].
-    """
-    k = columns.shape[0]
-    codes = torch.empty(columns.shape, dtype=torch.uint8, device=columns.device)
+def _round_rows(
+    weight: torch.Tensor,
+    of_width: list[_Stream],
+    weights: torch.Tensor,
+    tables: LevelTables,
+    settings: RoundingSettings,
+) -> RoundedWeights:
+    columns = weight.float().t().contiguous()
+    k, n = columns.shape
+    hessians = [stream.hessian.damped for stream in of_width]
+    factors = [stream.hessian.factor for stream in of_width]
+    importance = torch.stack([hessian.diagonal() for hessian in hessians])
+    scales = search_scales(columns, importance, weights, tables.rule, settings.group_size, settings.scale_dtype)
+    of_column = scales[_group_of(k, settings.group_size, columns.device)]  # [K, N]
+
+    targets = _targets(columns, of_width, settings.asymmetry)
+    codes = torch.empty((k, n), dtype=torch.uint8, device=columns.device)
+    base = torch.stack(targets)  # [5, K, N]
+    values = torch.empty_like(base)
+    _column_pass(base, values, codes, factors, of_column, weights, tables)
+    for sweep in range(settings.sweeps):
+        if sweep == 0:
+            for row, (hessian, target) in enumerate(zip(hessians, targets, strict=True)):
+                torch.mm(hessian, target - values[row], out=base[row])
+        _descent_pass(base, values, codes, hessians, of_column, weights, tables)
+    errors = torch.stack([_energy(columns - value, hessian) for value, hessian in zip(values, hessians, strict=True)])
+    outputs = _per_stream(of_width, lambda stream: _energy(columns, stream.hessian.damped))
+    return RoundedWeights(
+        codes.t().contiguous(), scales.t().contiguous().to(settings.scale_dtype), errors, torch.stack(outputs)
+    )
+
+
+def _column_pass(
+    base: torch.Tensor,
+    values: torch.Tensor,
+    codes: torch.Tensor,
+    factors: list[torch.Tensor],
+    scales: torch.Tensor,
+    weights: torch.Tensor,
+    tables: LevelTables,
+) -> None:
+    """Fill ``codes`` [K, N] and ``values`` [5, K, N]; ``base`` [5, K, N], the targets, is used up."""
+    sweep = _sweep_for(base.device)
+    k = codes.shape[0]
     for start in range(0, k, BLOCK_COLUMNS):
         stop = min(start + BLOCK_COLUMNS, k)
-        errors = torch.empty_like(columns[start:stop])
-        for column in range(start, stop):
-            scale = scale_of(column)
-            allowed = None if bounds is None else (bounds[0][column], bounds[1][column])
-            codes[column] = objective.choose(columns[column] / divisor(scale), allowed)
-            error = columns[column] - objective.mean_levels(codes[column]).mul_(scale)
-            error.div_(factor[column, column])
-            columns[column + 1 : stop].addr_(factor[column, column + 1 : stop], error, alpha=-1)
-            errors[column - start] = error
-        columns[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
-    return codes
+        inside = torch.stack([factor[start:stop, start:stop] for factor in factors])  # [5, block, block]
+        told = torch.empty_like(base[:, start:stop])
+        for first in range(start, stop, RUN_COLUMNS):
+            last = min(first + RUN_COLUMNS, stop)
+            run = slice(first - start, last - start)
+            codes[first:last], told[:, run] = sweep(
+                base[:, first:last], values[:, first:last], inside[:, run, run], scales[first:last], weights, tables, False
+            )
+            if last < stop:
+                later = inside[:, run, run.stop :].transpose(1, 2)
+                base[:, last:stop].baddbmm_(later, told[:, run], alpha=-1)
+        for row, factor in enumerate(factors):
+            base[row, stop:].addmm_(factor[start:stop, stop:].t(), told[row], alpha=-1)
 
 
-def _round_in_order(
-    columns: torch.Tensor,
-    hessian: torch.Tensor,
-    importance: torch.Tensor,
-    stages: Sequence[JointObjective],
-    settings: RoundingSettings,
-    name: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes [K, N] and scales [num_groups, N]; a group's scales are searched when the loop reaches its first column."""
-    k, n = columns.shape
-    size = k if settings.group_size == -1 else settings.group_size
-    scales = torch.empty((num_groups(k, settings.group_size), n), device=columns.device)
-    rest = columns.clone()
-
-    def scale_of(column: int) -> torch.Tensor:
-        if column % size == 0:
-            part = slice(column, column + size)
-            scales[column // size] = search_scales(rest[part], importance[part], stages[0], settings.scale_dtype)
-        return scales[column // size]
-
-    factor = inverse_factor(hessian, settings.damp, name)
-    codes = round_columns(rest, factor, scale_of, stages[0])
-    return _refine(
-        columns, codes, damped(hessian, settings.damp), factor, lambda column: scales[column // size], stages
-    ), scales
-
-
-def _round_by_importance(
-    columns: torch.Tensor,
-    hessian: torch.Tensor,
-    importance: torch.Tensor,
-    stages: Sequence[JointObjective],
-    settings: RoundingSettings,
-    name: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """As ``_round_in_order``, the most important inputs first; scales must then be known before the loop begins."""
-    scales = static_scales(columns, importance, stages[0], settings.group_size, settings.scale_dtype)
-    group_of = _group_of(columns.shape[0], settings.group_size, columns.device)
-    order = importance.argsort(descending=True, stable=True)
-    groups = group_of[order].tolist()
-    hessian = hessian[order][:, order]
-    factor = inverse_factor(hessian, settings.damp, name)
-    codes = torch.empty(columns.shape, dtype=torch.uint8, device=columns.device)
-    ordered = columns[order]
-
-    def scale_of(column: int) -> torch.Tensor:
-        return scales[groups[column]]
-
-    first = round_columns(ordered.clone(), factor, scale_of, stages[0])
-    codes[order] = _refine(ordered, first, damped(hessian, settings.damp), factor, scale_of, stages)
-    return codes, scales
-
-
-def _refine(
-    columns: torch.Tensor,
+def _descent_pass(
+    gradient: torch.Tensor,
+    values: torch.Tensor,
     codes: torch.Tensor,
-    hessian: torch.Tensor,
-    factor: torch.Tensor,
-    scale_of: Callable[[int], torch.Tensor],
-    stages: Sequence[JointObjective],
-) -> torch.Tensor:
-    """Codes [K, N] after all stages but the first, which gave ``codes``."""
-    for previous, stage in pairwise(stages):
-        decided = max(width for width in previous.widths if width < stage.widths[0])
-        bounds = bounds_of(codes, decided, stage.rule)
-        codes = round_columns(columns.clone(), factor, scale_of, stage, bounds)
-        if len(stage.widths) == 1:
-            # With several widths the mean value is a compromise to make up for, not an aim to descend to.
-            codes = descend(columns, codes, hessian, scale_of, stage, bounds, DESCENT_SWEEPS)
-    return codes
+    hessians: list[torch.Tensor],
+    scales: torch.Tensor,
+    weights: torch.Tensor,
+    tables: LevelTables,
+) -> None:
+    """Better ``codes`` [K, N]; ``values`` and ``gradient``, H (T - V)^T, both [5, K, N], follow them."""
+    sweep = _sweep_for(gradient.device)
+    k = codes.shape[0]
+    for start in range(0, k, BLOCK_COLUMNS):
+        stop = min(start + BLOCK_COLUMNS, k)
+        inside = torch.stack([hessian[start:stop, start:stop] for hessian in hessians])  # [5, block, block]
+        local = gradient[:, start:stop].clone()
+        told = torch.empty_like(local)
+        for first in range(start, stop, RUN_COLUMNS):
+            last = min(first + RUN_COLUMNS, stop)
+            run = slice(first - start, last - start)
+            codes[first:last], told[:, run] = sweep(
+                local[:, run], values[:, first:last], inside[:, run, run], scales[first:last], weights, tables, True
+            )
+            if last < stop:
+                local[:, run.stop :].baddbmm_(inside[:, run.stop :, run], told[:, run], alpha=-1)
+        for row, hessian in enumerate(hessians):
+            gradient[row].addmm_(hessian[:, start:stop], told[row], alpha=-1)
+
+
+def _sweep_for(device: torch.device) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    if device.type != "cuda":
+        return column_sweep.sweep_columns
+    from calibrate import column_kernel  # Triton is on GPU machines only
+
+    return column_kernel.sweep_columns
+
+
+def _targets(columns: torch.Tensor, of_width: list[_Stream], asymmetry: float) -> list[torch.Tensor]:
+    """What each width aims at, float32 [K, N] each."""
+
+    def target(stream: _Stream) -> torch.Tensor:
+        if stream.shift is None:
+            return columns
+        factor = stream.hessian.factor
+        return torch.addmm(columns, factor.t(), factor @ (stream.shift @ columns), alpha=asymmetry)
+
+    return _per_stream(of_width, target)
+
+
+def _per_stream(of_width: list[_Stream], function: Callable[[_Stream], torch.Tensor]) -> list[torch.Tensor]:
+    """``function`` of the stream of every width, computed once for those that share one."""
+    found: dict[int, torch.Tensor] = {}
+    for stream in of_width:
+        if id(stream) not in found:
+            found[id(stream)] = function(stream)
+    return [found[id(stream)] for stream in of_width]
+
+
+def _energy(columns: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
+    """Mean square of the outputs of weights [K, N] -> [N]."""
+    return (columns * (hessian @ columns)).sum(0)
+
+
+def _width_weights(given: Mapping[int, float], device: torch.device) -> torch.Tensor:
+    """float32 [5]."""
+    least = min(given.values()) * UNNAMED_WEIGHT
+    return torch.tensor([given.get(width, least) for width in WIDTHS], dtype=torch.float32, device=device)
 
 
 def _group_of(k: int, group_size: int, device: torch.device) -> torch.Tensor:

@@ -1,14 +1,12 @@
-"""Group scales: the largest weight, or a clipped range where the joint objective says that clipping pays.
+"""Group scales: the largest weight of a group, or a clipped range where the joint objective says that clipping pays.
 
 Scales are rounded to the stored type before any code is chosen, so that codes fit the scales that readers will see.
 """
 
-from collections.abc import Sequence
-
 import torch
 
-from calibrate.objective import JointObjective
-from matgptq_vllm.core.slicing import SliceRule, num_groups
+from matgptq_vllm.core.precision import WIDTHS
+from matgptq_vllm.core.slicing import SliceRule, levels, nearest_codes, num_groups
 
 CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 """Shares of the largest weight tried as the end of the range."""
@@ -16,7 +14,7 @@ CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 
 def half_range(rule: SliceRule) -> float:
     """Largest absolute scaled weight that a code is within half a step of."""
-    return 128.0 if rule == "nested" else 127.5
+    return 127.5 if rule == "round" else 128.0
 
 
 def full_range_scales(weight: torch.Tensor, rule: SliceRule, dtype: torch.dtype) -> torch.Tensor:
@@ -33,57 +31,50 @@ def full_range_scales(weight: torch.Tensor, rule: SliceRule, dtype: torch.dtype)
 
 
 def search_scales(
-    weight: torch.Tensor,
+    columns: torch.Tensor,
     importance: torch.Tensor,
-    objective: JointObjective,
-    dtype: torch.dtype,
-    clips: Sequence[float] = CLIPS,
-) -> torch.Tensor:
-    """For every output the scale whose best codes lose least under the joint objective.
-
-    Args:
-        weight: float32 [group, N], one group of inputs.
-        importance: float32 [group], weight of each input's squared error: the Hessian's diagonal.
-        dtype: type in which scales are stored.
-        clips: shares of the largest weight to try.
-
-    Returns:
-        float32 [N], exact in ``dtype``.
-    """
-    largest = weight.abs().amax(0) / half_range(objective.rule)
-    best_scale = torch.zeros_like(largest)
-    best_loss = torch.full_like(largest, torch.inf)
-    for clip in clips:
-        scale = _stored(largest * clip, dtype)
-        scaled = weight / divisor(scale)
-        loss = (importance @ objective.loss(scaled, objective.choose(scaled))).mul_(scale.square())
-        better = loss < best_loss
-        best_loss = torch.where(better, loss, best_loss)
-        best_scale = torch.where(better, scale, best_scale)
-    return best_scale
-
-
-def static_scales(
-    weight: torch.Tensor,
-    importance: torch.Tensor,
-    objective: JointObjective,
+    weights: torch.Tensor,
+    rule: SliceRule,
     group_size: int,
     dtype: torch.dtype,
-    clips: Sequence[float] = CLIPS,
 ) -> torch.Tensor:
-    """Scales of all groups, searched on the weights as they are before any compensation.
+    """For every group and output the scale whose nearest codes lose least, summed over the widths.
+
+    While all widths have the same target, the nearest code is (under ``nested``) the best one at every width, so no
+    search over codes is needed here.
 
     Args:
-        weight: float32 [K, N].
-        importance: float32 [K].
+        columns: float32 [K, N], weights.
+        importance: float32 [5, K], of each input's squared error at each width: the Hessian's diagonal.
+        weights: float32 [5], of each width in the joint objective.
+        group_size: inputs per group; -1 for one group.
+        dtype: type in which scales are stored.
 
     Returns:
-        float32 [num_groups, N].
+        float32 [num_groups, N], exact in ``dtype``.
     """
-    k = weight.shape[0]
+    k = columns.shape[0]
     size = k if group_size == -1 else group_size
-    groups = [slice(group * size, (group + 1) * size) for group in range(num_groups(k, group_size))]
-    return torch.stack([search_scales(weight[part], importance[part], objective, dtype, clips) for part in groups])
+    cost = (importance * weights[:, None])[:, :, None]  # [5, K, 1]
+    found = []
+    for group in range(num_groups(k, group_size)):
+        part = slice(group * size, (group + 1) * size)
+        largest = columns[part].abs().amax(0) / half_range(rule)
+        best_scale = torch.zeros_like(largest)
+        best_loss = torch.full_like(largest, torch.inf)
+        for clip in CLIPS:
+            scale = _stored(largest * clip, dtype)
+            scaled = columns[part] / divisor(scale)
+            codes = nearest_codes(scaled, rule)
+            loss = torch.zeros_like(largest)
+            for row, width in enumerate(WIDTHS):
+                loss += (cost[row, part] * (scaled - levels(codes, width, rule)).square_()).sum(0)
+            loss *= scale.square()
+            better = loss < best_loss
+            best_loss = torch.where(better, loss, best_loss)
+            best_scale = torch.where(better, scale, best_scale)
+        found.append(best_scale)
+    return torch.stack(found)
 
 
 def divisor(scale: torch.Tensor) -> torch.Tensor:

@@ -95,10 +95,10 @@ def evaluate() -> dict[str, float]:
         if known["made_of"] == made_of:
             return known["perplexities"]
     print("Measuring perplexity on the evaluation text ...", flush=True)
-    perplexities = {}
-    for name, arguments in [("bf16", [EXAMPLES / "model"]), *[(width, [PARENT, "--width", width]) for width in WIDTHS]]:
-        output = run([*MATGPTQ, "evaluate", *arguments, "--text", text, "--json"], capture=True)
-        perplexities[name] = json.loads(output)["perplexity"]
+    arguments = ["--text", text, "--original", EXAMPLES / "model", "--profile", ",".join(WIDTHS), "--json"]
+    report = json.loads(run([*MATGPTQ, "evaluate", PARENT, *arguments], capture=True))
+    perplexities = {result["precision"]: result["perplexity"] for result in report["results"]}
+    perplexities["bf16"] = report["original"]["perplexity"]
     PERPLEXITY.write_text(json.dumps({"made_of": made_of, "perplexities": perplexities}))
     return perplexities
 

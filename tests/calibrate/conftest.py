@@ -1,6 +1,8 @@
 """Tiny models of every supported family, with a tokenizer of single bytes, and a text to calibrate them on."""
 
+import multiprocessing
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -104,10 +106,29 @@ def tiny_options(llama_dir: Path, text_file: Path, tmp_path: Path) -> Callable[.
             "num_samples": 12,
             "seq_len": 32,
             "group_size": 32,
+            "streams": (3,),
+            "sweeps": 0,
         }
         return CalibrateOptions(**values | changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def start_apart() -> Callable[..., BaseProcess]:
+    """Function that starts Python statements, which see the variables given, in a process of their own.
+
+    Processes come from a server that has imported calibration once: that takes longer than a tiny calibration.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["calibrate.run"])
+
+    def start(statements: str, **variables: object) -> BaseProcess:
+        process = context.Process(target=exec, args=(statements, variables))
+        process.start()
+        return process
+
+    return start
 
 
 def _byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -35,14 +35,18 @@ def test_defaults_on_the_command_line_are_those_of_the_options(tmp_path):
 
 
 def test_every_option_reaches_the_calibration():
-    arguments = "--text t --num-samples 3 --seq-len 7 --group-size -1 --slice-rule round --widths 3,8:2 --compensate 3/8"
-    more = "--propagate 4 --damp 0.1 --act-order --seed 5 --method rtn --overwrite --device cpu --dry-run"
-    options = from_namespace(CalibrateOptions, parse("calibrate", "m", "--out", "o", *arguments.split(), *more.split()))
+    arguments = "--text t --num-samples 3 --seq-len 7 --group-size -1 --slice-rule round --widths 3,8:2 --streams 3"
+    more = (
+        "--damp 0.1 --asymmetry 1 --sweeps 2 --seed 5 --method rtn --overwrite --restart --compute-dtype bfloat16 --device cpu"
+    )
+    options = from_namespace(
+        CalibrateOptions, parse("calibrate", "m", "--out", "o", *arguments.split(), *more.split(), "--dry-run")
+    )
     assert (options.num_samples, options.seq_len, options.group_size, options.slice_rule) == (3, 7, -1, "round")
     assert options.widths == {3: 1.0, 8: 2.0}
-    assert options.compensate == ({3: 1.0}, {8: 1.0})
-    assert (options.propagate, options.damp, options.act_order, options.seed) == (4, 0.1, True, 5)
-    assert (options.method, options.overwrite, options.device, options.dry_run) == ("rtn", True, "cpu", True)
+    assert (options.streams, options.damp, options.asymmetry, options.sweeps, options.seed) == ((3,), 0.1, 1.0, 2, 5)
+    assert (options.method, options.overwrite, options.restart) == ("rtn", True, True)
+    assert (options.compute_dtype, options.device, options.dry_run) == ("bfloat16", "cpu", True)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +56,7 @@ def test_every_option_reaches_the_calibration():
         (["--num-samples", "many"], "--num-samples 'many' is not a number"),
         (["--group-size", "48"], "use one of 32, 64, 128, -1"),
         (["--widths", "5"], "width 5"),
+        (["--streams", "two"], "streams 'two' is not a list of widths"),
     ],
 )
 def test_nonsense_is_refused_with_what_is_allowed(arguments, message):
@@ -82,15 +87,16 @@ def test_the_three_verbs_work_together(tiny_options, capsys):
     assert capsys.readouterr().out == f"wrote {options.out}\n"
     measure = ["evaluate", options.out, "--text", options.text, "--seq-len", "32", "--limit-windows", "5"]
     run(*measure, "--json")
-    records = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
+    records = report["results"]
+    assert report["original"]["precision"] == "original, bfloat16"
     assert [record["precision"] for record in records] == ["2", "3", "4", "6", "8"]
     assert [record["bits_per_weight"] for record in records] == [2, 3, 4, 6, 8]
-    run(*measure, "--json", "--width", "4")
-    assert json.loads(capsys.readouterr().out) == records[2]
-    run(*measure, "--json", "--profile", "4")
-    assert json.loads(capsys.readouterr().out) == records[2]
-    run(*measure)
-    assert len(capsys.readouterr().out.splitlines()) == 6
+    run(*measure, "--json", "--width", "4", "--no-original")
+    (alone,) = json.loads(capsys.readouterr().out)["results"]
+    assert (alone["perplexity"], alone["kl"]) == (records[2]["perplexity"], None)
+    run(*measure, "--profile", "8,3")
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["precision", "original,", "8", "3"]
     run("inspect", options.out, "--verify", "--json")
     description = json.loads(capsys.readouterr().out)
     assert description["profiles"]["4"]["weight_bytes"] == records[2]["weight_bytes"]
@@ -101,8 +107,10 @@ def test_the_three_verbs_work_together(tiny_options, capsys):
 def test_a_plain_model_is_measured_as_it_is_and_has_no_widths(llama_dir, text_file, capsys):
     measure = ["evaluate", llama_dir, "--text", text_file, "--seq-len", "32", "--limit-windows", "5", "--json"]
     run(*measure)
-    record = json.loads(capsys.readouterr().out)
-    assert (record["precision"], record["bits_per_weight"], record["tokens"]) == ("bfloat16", 16, 5 * 31)
+    report = json.loads(capsys.readouterr().out)
+    (record,) = report["results"]
+    assert (record["precision"], record["bits_per_weight"], report["tokens"]) == ("bfloat16", 16, 5 * 31)
+    assert (report["original"], report["notes"]) == (None, [])
     with pytest.raises(InputError, match="is not a parent and has no precision '4'"):
         run(*measure, "--width", "4")
 

@@ -18,7 +18,8 @@ def measure(evaluation_text: Path) -> Callable[..., float]:
     """Function from a folder, and a width of it, to perplexity."""
 
     def perplexity(directory: Path, width: int | None = None) -> float:
-        (result,) = run_evaluation(EvaluateOptions(directory, evaluation_text, width=width, limit_windows=WINDOWS))
+        options = EvaluateOptions(directory, evaluation_text, width=width, no_original=True, limit_windows=WINDOWS)
+        (result,) = run_evaluation(options).results
         return result.perplexity
 
     return perplexity

@@ -29,8 +29,11 @@ FOLDER = {
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
-    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    """Every file below a folder; of the log what does not differ from run to run."""
+    files = {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    log = json.loads(files["calibration_log.json"])
+    del log["run"]
+    return files | {"calibration_log.json": json.dumps(log).encode()}
 
 
 def relative_error(directory, model_dir, width: str) -> float:
@@ -75,9 +78,9 @@ def test_every_family_becomes_a_whole_parent_that_reloads_at_every_width(family_
         {"group_size": 128},
         {"group_size": -1},
         {"slice_rule": "round"},
-        {"act_order": True},
-        {"propagate": 3},
-        {"compensate": ({8: 1.0},)},
+        {"streams": ()},
+        {"asymmetry": 0.0, "sweeps": 1},
+        {"compute_dtype": "bfloat16"},
     ],
 )
 def test_every_option_of_rounding_gives_a_parent_with_that_spec(changes, tiny_options, llama_dir):
@@ -106,6 +109,12 @@ def test_the_log_has_the_error_of_every_layer_and_width(tiny_options):
         errors = [layer["errors"][str(width)] for width in (8, 4, 3, 2)]
         assert errors == sorted(errors)
         assert 0 < errors[0] < 0.05
+        assert layer["tokens"] == 12 * 32
+    run = log["run"]
+    assert run["blocks"].keys() == {"model.layers.0", "model.layers.1"}
+    for block in run["blocks"].values():
+        assert 0 < block["seconds"] <= run["seconds"]
+        assert 0 < block["peak_bytes"] <= run["peak_bytes"]
 
 
 def test_rounding_to_nearest_needs_no_text_and_is_the_nearest(tiny_options, llama_dir):
@@ -161,6 +170,28 @@ def test_weights_that_are_not_finite_are_refused_by_name_and_nothing_is_left(val
         with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.up_proj: its weights hold NaN or infinite"):
             run_calibration(tiny_options(model=directory, method=method))
     assert list(tmp_path.iterdir()) == [directory]
+
+
+def test_inputs_that_are_not_finite_are_refused_by_layer_and_nothing_is_left(tiny_options, llama_dir, tmp_path):
+    model = load_model(llama_dir)
+    model.model.layers[1].post_attention_layernorm.weight[3] = float("nan")
+    directory = shutil.copytree(llama_dir, tmp_path / "broken")
+    model.save_pretrained(directory)
+    with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.gate_proj: its inputs hold NaN or infinite"):
+        run_calibration(tiny_options(model=directory))
+    assert list(tmp_path.iterdir()) == [directory]
+
+
+def test_a_sharded_model_gives_the_same_parent(tiny_options, llama_dir, tmp_path):
+    sharded = shutil.copytree(llama_dir, tmp_path / llama_dir.name)
+    (sharded / "model.safetensors").unlink()
+    load_model(llama_dir).save_pretrained(sharded, max_shard_size="30KB")
+    assert len(list(sharded.glob("model-*.safetensors"))) > 2
+    expected = contents(run_calibration(tiny_options()))
+    found = contents(run_calibration(tiny_options(model=sharded, out=tmp_path / "sharded")))
+    for files in (expected, found):
+        del files["calibration_log.json"]  # it has the model's path
+    assert found == expected
 
 
 def test_bad_text_is_refused_before_anything_is_written(tiny_options, tmp_path):

@@ -23,7 +23,7 @@ def test_linear_layers_hold_the_values_of_the_profile(parent, name):
     reader = ParentReader(parent)
     model = load_sliced_model(parent, name)
     for layer, width in reader.profile(name).widths.items():
-        expected = dequantize(*reader.layer(layer), width, "nested", 32)
+        expected = dequantize(*reader.layer(layer), width, reader.spec.slice_rule, 32)
         assert torch.equal(model.get_submodule(layer).weight, expected)
     others = dict(reader.unquantized())
     assert torch.equal(model.get_parameter("model.norm.weight"), others["model.norm.weight"].float())

@@ -6,7 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig
+
+from matgptq_vllm.cli import main
 
 from .test_llm_api import run_engine
 
@@ -65,3 +69,18 @@ def test_the_worker_refuses_a_model_that_is_no_parent(example_model: Path) -> No
     result = run_engine(LOAD.format(precision=True), example_model)
     assert result.returncode != 0
     assert "matgptq calibrate" in result.stderr
+
+
+def test_a_parent_with_experts_is_refused_by_name(example_model: Path, tmp_path: Path) -> None:
+    model, parent = tmp_path / "model", tmp_path / "parent"
+    tokenizer = AutoTokenizer.from_pretrained(example_model)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    config = Qwen3MoeConfig(
+        **sizes, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, vocab_size=len(tokenizer), dtype=torch.bfloat16
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    assert main(["calibrate", str(model), "--method", "rtn", "--group-size", "32", "--out", str(parent)]) == 0
+    result = run_engine(LOAD.format(precision=False), parent)
+    assert result.returncode != 0
+    assert "model.layers.0.mlp.experts: parents of mixture-of-experts models cannot be served yet" in result.stderr
