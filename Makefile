@@ -1,5 +1,5 @@
 PYTHON := .venv/bin/python
-export OMP_NUM_THREADS ?= 1
+test: export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test lint types install install-dev clean
 

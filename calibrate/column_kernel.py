@@ -79,7 +79,7 @@ def _loss(code, u0, u1, u2, u3, u4, i0, i1, i2, i3, i4, CURVED: tl.constexpr, RO
 
 
 @triton.jit
-def _target(base, values, squares, passed, row_of, j, run, at, mask, index, DESCENT: tl.constexpr):
+def _target(base, values, squares, passed, j, run, at, mask, index, DESCENT: tl.constexpr):
     """Target of column j at one width; also M's pivot and the value before. ``passed`` [MAX_RUN, BLOCK_N] is 0 from j on."""
     m = tl.load(squares + index * run + j, mask=index < run, other=0.0)
     pivot = tl.load(squares + j * run + j)
@@ -139,18 +139,16 @@ def _sweep_kernel(
         at = j * n + rows
         scale = tl.load(scales + at, mask=mask, other=0.0)
         divisor = tl.where(scale > 0, scale, 1.0)
-        t0, d0, v0 = _target(base, values, squares, p0, rows, j, run, at, mask, index, DESCENT)
-        t1, d1, v1 = _target(
-            base + base_stride, values + values_stride, squares + square, p1, rows, j, run, at, mask, index, DESCENT
-        )
+        t0, d0, v0 = _target(base, values, squares, p0, j, run, at, mask, index, DESCENT)
+        t1, d1, v1 = _target(base + base_stride, values + values_stride, squares + square, p1, j, run, at, mask, index, DESCENT)
         t2, d2, v2 = _target(
-            base + 2 * base_stride, values + 2 * values_stride, squares + 2 * square, p2, rows, j, run, at, mask, index, DESCENT
+            base + 2 * base_stride, values + 2 * values_stride, squares + 2 * square, p2, j, run, at, mask, index, DESCENT
         )
         t3, d3, v3 = _target(
-            base + 3 * base_stride, values + 3 * values_stride, squares + 3 * square, p3, rows, j, run, at, mask, index, DESCENT
+            base + 3 * base_stride, values + 3 * values_stride, squares + 3 * square, p3, j, run, at, mask, index, DESCENT
         )
         t4, d4, v4 = _target(
-            base + 4 * base_stride, values + 4 * values_stride, squares + 4 * square, p4, rows, j, run, at, mask, index, DESCENT
+            base + 4 * base_stride, values + 4 * values_stride, squares + 4 * square, p4, j, run, at, mask, index, DESCENT
         )
         if DESCENT:
             i0, i1, i2, i3, i4 = d0, d1, d2, d3, d4

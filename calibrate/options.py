@@ -84,7 +84,7 @@ class CalibrateOptions:
     slice_rule: str = option("how a sliced code gets its value", "curved", choices=SLICE_RULE_NAMES)
     widths: Mapping[int, float] = option(
         "widths that codes and scales are chosen for, each with the weight of its squared error, such as 3,4:2,8",
-        {2: 1.0, 3: 2.0, 4: 5.5, 6: 12.0, 8: 28.0},
+        {2: 1.0, 3: 2.0, 4: 5.5, 6: 20.0, 8: 60.0},
         parse=parse_width_weights,
         metavar="R[:W],...",
     )

@@ -34,7 +34,7 @@ def evaluation_text() -> Path:
 def parent_dir(tmp_path_factory: pytest.TempPathFactory, example_model: Path, calibration_text: Path) -> Path:
     """The example model, calibrated; without stored profiles. Read only."""
     out = tmp_path_factory.mktemp("parent") / "gutenberg-7m"
-    return run_calibration(CalibrateOptions(model=example_model, out=out, text=calibration_text, num_samples=128))
+    return run_calibration(CalibrateOptions(model=example_model, out=out, text=calibration_text, num_samples=64))
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The block loop against whole models: what rounding is told about a layer's inputs is what those models give it."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -34,7 +35,7 @@ def told(monkeypatch) -> dict:
     round_layers = group_rounding.round_layers
 
     def noting(weight, statistics, settings, name):
-        given[name] = dict(statistics)
+        given[name] = copy.deepcopy(dict(statistics))  # rounding overwrites them
         return round_layers(weight, statistics, settings, name)
 
     monkeypatch.setattr(group_rounding, "round_layers", noting)

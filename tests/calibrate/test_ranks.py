@@ -80,7 +80,7 @@ def test_two_processes_give_the_codes_of_one_up_to_the_order_of_sums(tiny_option
         of_two, of_one = (log["layers"][name] for log in logs)
         assert of_two["tokens"] == of_one["tokens"] == 11 * 32
         for width, error in of_one["errors"].items():
-            assert of_two["errors"][width] == pytest.approx(error, rel=0.02)
+            assert of_two["errors"][width] == pytest.approx(error, rel=0.1)
 
 
 def test_an_error_in_one_process_ends_all_with_its_message(tiny_options, in_two_processes):
