@@ -9,6 +9,7 @@ from typing import Any
 from calibrate.model_card import CARD_FILE, model_card
 from calibrate.options import CalibrateOptions
 from matgptq_vllm.core.errors import InputError
+from matgptq_vllm.core.folder_swap import restore_interrupted
 from matgptq_vllm.core.manifest import CONFIG_FILE, MANIFEST_FILE
 from matgptq_vllm.core.parent import ParentSpec
 from matgptq_vllm.core.profile import PROFILES_FILE
@@ -27,6 +28,8 @@ OWN_FILES = (CONFIG_FILE, MANIFEST_FILE, PROFILES_FILE, LOG_FILE)
 def check_target(directory: Path, overwrite: bool, marker: str = MANIFEST_FILE, kind: str = "parent") -> bool:
     """Whether ``directory`` may be created or replaced; True if something there will be replaced.
 
+    An old folder that an interrupted replacement left under another name gets its name back first.
+
     Args:
         marker: file by which a folder of this kind is known.
         kind: what such a folder is called in messages.
@@ -34,6 +37,7 @@ def check_target(directory: Path, overwrite: bool, marker: str = MANIFEST_FILE, 
     Raises:
         InputError: it exists and ``overwrite`` is not set, or it holds anything but a folder of this kind.
     """
+    restore_interrupted(directory)
     if not directory.exists():
         return False
     if not directory.is_dir():

@@ -163,11 +163,11 @@ def _round_rows(
     base = torch.stack(targets)  # [5, K, N]
     values = torch.empty_like(base)
     _column_pass(base, values, codes, factors, of_column, weights, tables)
-    for sweep in range(settings.sweeps):
-        if sweep == 0:
-            for row, (hessian, target) in enumerate(zip(hessians, targets, strict=True)):
-                torch.mm(hessian, target - values[row], out=base[row])
-        _descent_pass(base, values, codes, hessians, of_column, weights, tables)
+    gradient = base  # used up by the pass, and of the size that is needed now
+    for row, (hessian, target) in enumerate(zip(hessians, targets, strict=True)):
+        torch.mm(hessian, target - values[row], out=gradient[row])
+    for _ in range(settings.sweeps):
+        _descent_pass(gradient, values, codes, hessians, of_column, weights, tables)
     errors = torch.stack([_energy(columns - value, hessian) for value, hessian in zip(values, hessians, strict=True)])
     outputs = _per_stream(of_width, lambda stream: _energy(columns, stream.hessian.damped))
     return RoundedWeights(

@@ -12,7 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 CORE = "matgptq_vllm.core"
-PLAIN_CORE = tuple(f"{CORE}.{name}" for name in ("errors", "manifest", "parent", "precision", "profile", "replica", "summary"))
+PLAIN_CORE = tuple(
+    f"{CORE}.{name}" for name in ("errors", "folder_swap", "manifest", "parent", "precision", "profile", "replica", "summary")
+)
 """The part of core that needs the standard library only, so that HTTP and command-line code can use it."""
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {

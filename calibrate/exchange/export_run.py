@@ -16,7 +16,7 @@ from calibrate.exchange.cards import export_card
 from calibrate.exchange.export_plan import Plan, make_plan
 from calibrate.exchange.export_report import EXPORT_FILE, ExportReport
 from calibrate.exchange.integer_grid import GridFit, fit_exactly, fit_nearest
-from calibrate.exchange.model_folder import ModelFolderWriter, restore_interrupted
+from calibrate.exchange.model_folder import ModelFolderWriter
 from calibrate.exchange.options import STORED_BITS, ExportOptions
 from calibrate.exchange.stored_tensors import StoredTensors
 from calibrate.export import write_config
@@ -45,7 +45,6 @@ def run_export(options: ExportOptions) -> ExportReport:
         InputError, FormatError: as ``make_plan``; nothing was written.
         OSError: the disk is full or the folder cannot be written; an old export there is untouched.
     """
-    restore_interrupted(options.out)
     plan = make_plan(options)
     reader = plan.reader
     zero_points = formats.has_zero_points(options.format, plan.bits)

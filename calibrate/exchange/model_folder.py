@@ -1,7 +1,6 @@
 """Write a plain Hugging Face model folder, shard by shard, so that a folder of its name is always whole."""
 
 import json
-import os
 import shutil
 import stat
 from pathlib import Path
@@ -11,7 +10,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from matgptq_vllm.core.checkpoint_writer import partial_directory
+from matgptq_vllm.core.folder_swap import partial_directory, put_in_place, sync
 from matgptq_vllm.core.manifest import CONFIG_FILE, INDEX_FILE
 
 
@@ -28,7 +27,6 @@ class ModelFolderWriter:
 
     def __init__(self, directory: Path, shard_bytes: int):
         self._target = directory.absolute()
-        self._replaced = _replaced_directory(self._target)
         self.directory = partial_directory(self._target)
         """Folder to put config.json, tokenizer and model card into, before ``finish``."""
         self._shard_bytes = shard_bytes
@@ -76,20 +74,9 @@ class ModelFolderWriter:
 
     def finish(self) -> None:
         """Give the folder its name, after ``finish_weights``."""
-        for path in (*self.directory.iterdir(), self.directory):
-            _sync(path)
-        if self._target.exists():
-            shutil.rmtree(self._replaced, ignore_errors=True)
-            self._target.rename(self._replaced)
-            try:
-                self.directory.rename(self._target)
-            except OSError:
-                self._replaced.rename(self._target)
-                raise
-            shutil.rmtree(self._replaced, ignore_errors=True)
-        else:
-            self.directory.rename(self._target)
-        _sync(self._target.parent)
+        for path in self.directory.iterdir():
+            sync(path)
+        put_in_place(self._target)
 
     def _flush(self) -> None:
         path = self.directory / _pending_file(self._num_shards)
@@ -101,25 +88,6 @@ class ModelFolderWriter:
         self._num_shards += 1
 
 
-def restore_interrupted(directory: Path) -> None:
-    """Give an old folder its name back if a run was killed between the two renames that replace it."""
-    replaced = _replaced_directory(directory.absolute())
-    if replaced.exists() and not directory.exists():
-        replaced.rename(directory)
-
-
-def _replaced_directory(directory: Path) -> Path:
-    return directory.with_name(f".{directory.name}.replaced")
-
-
 def _pending_file(shard: int) -> str:
     # The number of shards is known only at the end; until then a file has a name that no reader looks for.
     return f"model-{shard + 1:05}.pending"
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

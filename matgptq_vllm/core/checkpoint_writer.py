@@ -14,6 +14,7 @@ import torch
 from matgptq_vllm.core.checkpoint import MODEL_SET, SCALES, plane_name, plane_set
 from matgptq_vllm.core.digest import digest
 from matgptq_vllm.core.errors import InputError
+from matgptq_vllm.core.folder_swap import partial_directory, put_in_place, restore_interrupted, sync
 from matgptq_vllm.core.manifest import INDEX_FILE, MANIFEST_FILE, PLANES_FOLDER, Manifest, read_manifest
 from matgptq_vllm.core.parent import ParentSpec
 from matgptq_vllm.core.planes import PlaneLayout
@@ -22,11 +23,6 @@ from matgptq_vllm.core.slicing import num_groups
 
 SHARD_BYTES = 4 << 30
 """A shard is closed when it holds this much."""
-
-
-def partial_directory(directory: Path) -> Path:
-    """Where a parent lies until it is whole. Never mistaken for one: it has no manifest until the last step."""
-    return directory.with_name(f".{directory.name}.partial")
 
 
 class ParentWriter:
@@ -44,10 +40,7 @@ class ParentWriter:
 
     def __init__(self, directory: str | Path, spec: ParentSpec, overwrite: bool = False, shard_bytes: int = SHARD_BYTES):
         self._target = Path(directory).absolute()
-        self._replaced = self._target.with_name(f".{self._target.name}.replaced")
-        if self._replaced.exists() and not self._target.exists():
-            # A run was killed between the two renames that replace an old parent: give the old one its name back.
-            self._replaced.rename(self._target)
+        restore_interrupted(self._target)
         if self._target.exists() and not overwrite:
             raise InputError(
                 f"{directory} exists; choose another --out, or pass --overwrite to replace it when the new parent is whole"
@@ -106,20 +99,8 @@ class ParentWriter:
         _write_text(self.directory / PROFILES_FILE, profiles_to_json(profiles or []))
         _write_text(self.directory / MANIFEST_FILE, Manifest(self._spec, self._layers, self._sha256).to_json())
         read_manifest(self.directory)
-        _sync_directory(self.directory / PLANES_FOLDER)
-        _sync_directory(self.directory)
-        if self._target.exists():
-            shutil.rmtree(self._replaced, ignore_errors=True)
-            self._target.rename(self._replaced)
-            try:
-                self.directory.rename(self._target)
-            except OSError:
-                self._replaced.rename(self._target)
-                raise
-            shutil.rmtree(self._replaced, ignore_errors=True)
-        else:
-            self.directory.rename(self._target)
-        _sync_directory(self._target.parent)
+        sync(self.directory / PLANES_FOLDER)
+        put_in_place(self._target)
 
     def _add(self, file_set: str, name: str, tensor: torch.Tensor) -> None:
         if name in self._sha256:
@@ -184,11 +165,3 @@ def _write_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,8 +14,8 @@ from calibrate.journal import run_directory
 from calibrate.options import CalibrateOptions
 from calibrate.run import run_calibration
 from matgptq_vllm.core.checkpoint import ParentReader
-from matgptq_vllm.core.checkpoint_writer import partial_directory
 from matgptq_vllm.core.errors import FormatError, InputError
+from matgptq_vllm.core.folder_swap import partial_directory
 
 CALIBRATE = """
 import resource, sys

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from matgptq_vllm.core.checkpoint import ParentReader
-from matgptq_vllm.core.checkpoint_writer import ParentWriter, partial_directory, write_profiles
+from matgptq_vllm.core.checkpoint_writer import ParentWriter, write_profiles
 from matgptq_vllm.core.errors import FormatError, InputError
+from matgptq_vllm.core.folder_swap import partial_directory
 from matgptq_vllm.core.manifest import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE
 from matgptq_vllm.core.parent import ParentSpec
 from matgptq_vllm.core.profile import PROFILES_FILE, Profile

@@ -15,8 +15,9 @@ from calibrate.exchange.options import ExportOptions, ImportOptions
 from calibrate.options import CalibrateOptions
 from calibrate.run import run_calibration
 from matgptq_vllm.core.checkpoint import ParentReader
-from matgptq_vllm.core.checkpoint_writer import partial_directory, write_profiles
+from matgptq_vllm.core.checkpoint_writer import write_profiles
 from matgptq_vllm.core.errors import FormatError, InputError
+from matgptq_vllm.core.folder_swap import partial_directory
 from matgptq_vllm.core.profile import Profile
 
 from .conftest import published_values, read_weights

@@ -13,8 +13,8 @@ from calibrate.exchange.options import ImportOptions
 from calibrate.inspect import describe_parent
 from calibrate.options import InspectOptions
 from matgptq_vllm.core.checkpoint import ParentReader
-from matgptq_vllm.core.checkpoint_writer import partial_directory
 from matgptq_vllm.core.errors import FormatError, InputError
+from matgptq_vllm.core.folder_swap import partial_directory
 
 from .conftest import WIDTHS, edit_config, published_values, read_weights, write_weights
 
