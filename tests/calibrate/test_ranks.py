@@ -38,7 +38,7 @@ def in_two_processes(start_apart, tmp_path_factory) -> Callable[..., list[tuple[
 
     def run(options: CalibrateOptions, before: str = "") -> list[tuple[int, str]]:
         arguments = ["calibrate", options.model]
-        for name in ("out", "text", "num_samples", "seq_len", "group_size", "sweeps"):
+        for name in ("out", "text", "num_samples", "seq_len", "group_size", "sweeps", "damp"):
             arguments += ["--" + name.replace("_", "-"), getattr(options, name)]
         arguments += ["--streams", ",".join(map(str, options.streams)), "--device", "cpu"]
         with socket.socket() as probe:
@@ -64,9 +64,11 @@ def in_two_processes(start_apart, tmp_path_factory) -> Callable[..., list[tuple[
 
 
 def test_two_processes_give_the_codes_of_one_up_to_the_order_of_sums(tiny_options, tmp_path, in_two_processes):
-    # 11 windows and rows in odd numbers: the processes' shares differ.
-    options = tiny_options(num_samples=11)
-    one = ParentReader(run_calibration(tiny_options(num_samples=11, out=tmp_path / "one")))
+    # 11 windows and rows in odd numbers: the processes' shares differ. One near tie that falls otherwise moves what all later
+    # columns make up for; few passes over a well conditioned problem keep that rare.
+    quiet = {"num_samples": 11, "damp": 0.3, "sweeps": 0}
+    options = tiny_options(**quiet)
+    one = ParentReader(run_calibration(tiny_options(**quiet, out=tmp_path / "one")))
     first, second = in_two_processes(options)
     assert (first[0], second) == (0, (0, "")), (first, second)
     assert first[1].splitlines()[-1] == f"wrote {options.out}"

@@ -65,7 +65,7 @@ def test_models_lists_an_alias_for_every_profile(client: httpx.Client) -> None:
 def test_precisions_endpoint_shows_what_is_loaded(client: httpx.Client) -> None:
     shown = client.get("/v1/precisions").json()
     assert [profile["id"] for profile in shown["data"]] == PROFILES
-    assert (shown["default"], shown["max_width"], shown["slice_rule"]) == ("8", 8, "nested")
+    assert (shown["default"], shown["max_width"], shown["slice_rule"]) == ("8", 8, "curved")
     by_name = {profile["id"]: profile for profile in shown["data"]}
     assert by_name["4"]["average_bits"] == 4
     assert by_name["4"]["bytes_per_weight"] == pytest.approx(0.5 + 2 / 128)
