@@ -9,7 +9,6 @@ Files appear whole, or not at all, so a run that is killed at any moment can be 
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from calibrate.group_rounding import RoundedLayer
 from calibrate.pipeline import RoundedBlock
 from calibrate.run_lock import RunLock
 from matgptq_vllm.core.errors import FormatError, InputError
+from matgptq_vllm.core.folder_swap import sync
 
 JOURNAL_FILE = "journal.json"
 CODES, SCALES = "codes", "scales"
@@ -151,14 +151,6 @@ class Journal:
 
 def _replace(temporary: Path, path: Path) -> None:
     """Give ``temporary`` the name ``path``, so that after a crash the file is either whole or not there."""
-    _sync(temporary)
+    sync(temporary)
     temporary.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path.parent)

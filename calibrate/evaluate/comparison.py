@@ -58,15 +58,22 @@ def recorded_original(parent: Path) -> Path | None:
         return None
 
 
-def check_original(original: Path, model: Path, config: PretrainedConfig) -> None:
-    """InputError unless ``original`` is a model like ``model``, whose configuration is ``config``, with its tokenizer."""
+def shape_difference(original: Path, config: PretrainedConfig) -> str | None:
+    """How the model in ``original`` differs from one of configuration ``config``, in words; None if it can be its original."""
     found, wanted = load_config(original).get_text_config(), config.get_text_config()
     for name in SHAPE:
         if getattr(found, name, None) != getattr(wanted, name, None):
-            raise InputError(
-                f"{original} is not the original of {model}: its {name} is {getattr(found, name, None)}, not "
-                f"{getattr(wanted, name, None)}; give the model that was calibrated, or pass --no-original"
-            )
+            return f"its {name} is {getattr(found, name, None)}, not {getattr(wanted, name, None)}"
+    return None
+
+
+def check_original(original: Path, model: Path, config: PretrainedConfig) -> None:
+    """InputError unless ``original`` is a model like ``model``, whose configuration is ``config``, with its tokenizer."""
+    differing = shape_difference(original, config)
+    if differing is not None:
+        raise InputError(
+            f"{original} is not the original of {model}: {differing}; give the model that was calibrated, or pass --no-original"
+        )
     if load_tokenizer(original).get_vocab() != load_tokenizer(model).get_vocab():
         raise InputError(
             f"the tokenizers of {original} and {model} have different vocabularies, so the same text is not the same "

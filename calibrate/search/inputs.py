@@ -9,8 +9,7 @@ import torch
 from transformers import PretrainedConfig
 
 from calibrate.data import encode_text, load_tokenizer, sample_windows
-from calibrate.evaluate.comparison import SHAPE, recorded_original
-from calibrate.model import load_config
+from calibrate.evaluate.comparison import recorded_original, shape_difference
 from calibrate.search.options import SearchOptions
 from matgptq_vllm.core.errors import InputError
 from matgptq_vllm.core.manifest import CONFIG_FILE, MANIFEST_FILE
@@ -80,13 +79,11 @@ def find_original(options: SearchOptions, config: PretrainedConfig) -> Path:
             f"search compares with the original model, and {original}, from which {options.model} was calibrated, is not "
             "there; pass --original MODEL"
         )
-    found, wanted = load_config(original).get_text_config(), config.get_text_config()
-    for name in SHAPE:
-        if getattr(found, name, None) != getattr(wanted, name, None):
-            raise InputError(
-                f"{original} is not the original of {options.model}: its {name} is {getattr(found, name, None)}, not "
-                f"{getattr(wanted, name, None)}; pass the model that was calibrated as --original"
-            )
+    differing = shape_difference(original, config)
+    if differing is not None:
+        raise InputError(
+            f"{original} is not the original of {options.model}: {differing}; pass the model that was calibrated as --original"
+        )
     return original
 
 
