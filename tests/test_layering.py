@@ -21,16 +21,30 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # Package or module: the prefixes that it may import besides the standard library. The longest name wins. Every
     # package, and every module directly in matgptq_vllm/, needs a row of its own.
     "matgptq_vllm": (),
-    "matgptq_vllm.cli": ("matgptq_vllm.__init__", f"{CORE}.errors", "calibrate.cli", "serve.cli"),
+    "matgptq_vllm.cli": (
+        "matgptq_vllm.__init__", f"{CORE}.errors", "matgptq_vllm.kernels.tune.cli", "calibrate.cli", "serve.cli",
+    ),
     **dict.fromkeys(PLAIN_CORE, PLAIN_CORE),
     CORE: (CORE, "torch", "safetensors"),
     "matgptq_vllm.kernels": (CORE, "matgptq_vllm.kernels", "torch", "triton"),
+    "matgptq_vllm.kernels.bench": (CORE, "matgptq_vllm.kernels", "torch"),
+    "matgptq_vllm.kernels.tables": (*PLAIN_CORE, "matgptq_vllm.kernels.config"),
+    "matgptq_vllm.kernels.tune": (CORE, "matgptq_vllm.kernels", "torch"),
+    "matgptq_vllm.kernels.tune.cli": (
+        *PLAIN_CORE, "matgptq_vllm.kernels.bench.shapes", "matgptq_vllm.kernels.tables", "matgptq_vllm.kernels.tune",
+    ),
+    "matgptq_vllm.kernels.tune.options": (
+        *PLAIN_CORE, "matgptq_vllm.kernels.bench.shapes", "matgptq_vllm.kernels.tables",
+    ),
+    "matgptq_vllm.kernels.bench.peers": (CORE, "matgptq_vllm.kernels.bench", "torch", "vllm"),
+    "matgptq_vllm.kernels.bench.plot": (CORE, "matgptq_vllm.kernels.bench", "matplotlib"),
     "matgptq_vllm.engine": (CORE, "matgptq_vllm.engine", "matgptq_vllm.kernels.segments", "numpy", "torch"),
     "matgptq_vllm.compat": (
         CORE, "matgptq_vllm.engine", "matgptq_vllm.compat", "huggingface_hub", "numpy", "packaging", "torch", "vllm",
     ),
     "matgptq_vllm.plugin": (
-        CORE, "matgptq_vllm.kernels.ops", "matgptq_vllm.engine", "matgptq_vllm.compat", "matgptq_vllm.plugin", "torch", "vllm",
+        CORE, "matgptq_vllm.kernels.ops", "matgptq_vllm.kernels.resident", "matgptq_vllm.engine", "matgptq_vllm.compat",
+        "matgptq_vllm.plugin", "torch", "vllm",
     ),
     "calibrate": (
         CORE, "calibrate", "matgptq_vllm.__init__", "numpy", "safetensors", "torch", "tqdm", "transformers", "datasets",
@@ -51,6 +65,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "loadtests": ("loadtests", "httpx"),
 }  # fmt: skip
 
+PRIVATE: dict[str, tuple[str, ...]] = {
+    # Whatever prefixes other rows allow: package -> the packages and modules whose own code may import it.
+    "matgptq_vllm.kernels.bench": ("matgptq_vllm.kernels.bench", "matgptq_vllm.kernels.tune"),
+    "matgptq_vllm.kernels.tune": ("matgptq_vllm.kernels.tune", "matgptq_vllm.cli"),
+}
+
 NOT_LAYERED = {"tests", "examples", "build", "dist"}
 """Folders of the repository that may hold Python without being packages of the product."""
 
@@ -62,6 +82,8 @@ STAYS_OUT = [
     *((module, ("torch", "vllm", "numpy", "transformers", "safetensors")) for module in PLAIN_CORE),
     ("matgptq_vllm.core.checkpoint", ("vllm", "triton", "transformers")),
     ("matgptq_vllm.core.checkpoint_writer", ("vllm", "triton", "transformers")),
+    ("matgptq_vllm.kernels.bench.__main__", ("vllm", "matplotlib", "transformers")),
+    ("matgptq_vllm.kernels.bench.measure", ("vllm", "matplotlib", "transformers")),
     ("calibrate.cli", ("torch", "vllm", "transformers")),
     ("calibrate.rounding", ("vllm", "triton", "transformers")),
     ("serve.cli", ("torch", "vllm", "transformers")),
@@ -113,7 +135,10 @@ def violations(root: Path) -> list[str]:
             continue
         for line, target in imports(module, ast.parse(path.read_text(encoding="utf-8")), set(files)):
             name = f"{target}.__init__" if f"{target}.__init__" in files else target
-            if name.partition(".")[0] not in sys.stdlib_module_names and not _allowed(name, MAY_IMPORT[row]):
+            if name.partition(".")[0] in sys.stdlib_module_names:
+                continue
+            private = next((package for package in PRIVATE if _allowed(name, (package,))), None)
+            if not _allowed(name, MAY_IMPORT[row]) or (private and not _allowed(module, PRIVATE[private])):
                 found.append(f"{where}:{line}: {row} may not import {target}")
     return found
 
@@ -173,6 +198,17 @@ FORBIDDEN = [
     ("matgptq_vllm/core/errors.py", "import safetensors"),
     ("matgptq_vllm/kernels/x.py", "from vllm.triton_utils import tl"),
     ("matgptq_vllm/kernels/x.py", "from matgptq_vllm.engine import precision_state"),
+    ("matgptq_vllm/kernels/x.py", "from matgptq_vllm.kernels.bench import timing"),
+    ("matgptq_vllm/kernels/x.py", "def f():\n    import matgptq_vllm.kernels.bench.peers"),
+    ("matgptq_vllm/kernels/x.py", "from matgptq_vllm.kernels.tune import search"),
+    ("matgptq_vllm/kernels/tables.py", "import torch"),
+    ("matgptq_vllm/kernels/tune/x.py", "import vllm"),
+    ("matgptq_vllm/kernels/tune/x.py", "import calibrate.option_fields"),
+    ("matgptq_vllm/kernels/tune/options.py", "import torch"),
+    ("matgptq_vllm/kernels/bench/x.py", "def f():\n    import vllm"),
+    ("matgptq_vllm/kernels/bench/x.py", "import matplotlib"),
+    ("matgptq_vllm/kernels/bench/x.py", "import triton"),
+    ("matgptq_vllm/kernels/bench/peers.py", "from matgptq_vllm.kernels import ops"),
     ("matgptq_vllm/engine/x.py", "import vllm.config"),
     ("matgptq_vllm/engine/x.py", "from matgptq_vllm.kernels.ops import matmul"),
     ("matgptq_vllm/plugin/x.py", "import matgptq_vllm.kernels.reference"),
@@ -214,6 +250,9 @@ ALLOWED = [
     ("matgptq_vllm/core/replica.py", "from matgptq_vllm.core.profile import Profile\nfrom .errors import InputError"),
     ("matgptq_vllm/engine/x.py", "from matgptq_vllm.kernels import segments\nfrom matgptq_vllm.core.planes import PlaneLayout"),
     ("matgptq_vllm/plugin/x.py", "from matgptq_vllm.kernels import ops\nimport vllm.config"),
+    ("matgptq_vllm/kernels/bench/x.py", "from matgptq_vllm.kernels import ops\nfrom matgptq_vllm.kernels.bench import peers"),
+    ("matgptq_vllm/kernels/bench/peers.py", "def f():\n    from vllm import _custom_ops"),
+    ("matgptq_vllm/kernels/tune/x.py", "from matgptq_vllm.kernels.bench import timing\nimport torch"),
     ("matgptq_vllm/cli.py", "from matgptq_vllm import __version__\nimport calibrate.cli\nimport serve.cli"),
     (
         "serve/x.py",
@@ -229,8 +268,9 @@ ALLOWED = [
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A product with the modules that the planted imports name, all empty."""
-    packages = ["", "core/", "kernels/", "engine/", "plugin/", "compat/"]
+    packages = ["", "core/", "kernels/", "kernels/bench/", "kernels/tune/", "engine/", "plugin/", "compat/"]
     named = ["core/errors", "core/precision", "core/profile", "kernels/ops", "kernels/segments", "kernels/reference"]
+    named += ["kernels/bench/timing", "kernels/bench/peers", "kernels/tune/search"]
     for module in [f"{package}__init__" for package in packages] + named:
         path = tmp_path / "matgptq_vllm" / f"{module}.py"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ all supported releases have in common (``Worker._make_model_runner`` is newer). 
     runner  before a step                       when the order of the rows is known
     V1      execute_model(scheduler_output)     _prepare_inputs(...), then input_batch.req_ids
     V2      execute_model(scheduler_output)     prepare_inputs(...), which returns an InputBatch with req_ids
+    both    _dummy_run(...), to profile, to capture, or beside other data-parallel ranks: no requests
 """
 
 from typing import Any, Literal
@@ -30,7 +31,7 @@ def runner_version(runner: object) -> Literal["v1", "v2"]:
 
 
 def add_precision(runner: Any, state: PrecisionState) -> None:
-    """Make ``runner`` write the profile of every token into ``state``'s buffer before each step."""
+    """Make ``runner`` write the profiles of every step into ``state``'s buffers before it."""
     mixin = _V2Precision if runner_version(runner) == "v2" else _V1Precision
     base = type(runner)
     runner.precision_state = state
@@ -46,6 +47,11 @@ class _Precision:
         for request in scheduler_output.scheduled_new_reqs:
             self.precision_state.add_request(request.req_id, requested_precision(request.sampling_params))
         return super().execute_model(scheduler_output, *args, **kwargs)  # type: ignore[misc]
+
+    def _dummy_run(self, *args: Any, **kwargs: Any) -> Any:
+        # What the last step left describes more rows than this run may have.
+        self.precision_state.reset_step()
+        return super()._dummy_run(*args, **kwargs)  # type: ignore[misc]
 
 
 class _V1Precision(_Precision):

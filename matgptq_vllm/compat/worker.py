@@ -34,7 +34,7 @@ class MatGPTQWorker(_PlatformWorker):
         replica = replica_of(self.vllm_config)
         assert self.device is not None  # set by init_device
         max_tokens = self.vllm_config.scheduler_config.max_num_batched_tokens
-        self.precision_state = PrecisionState(replica.catalogue, replica.token_profiles(max_tokens, self.device))
+        self.precision_state = PrecisionState(replica.catalogue, replica.step_buffers(max_tokens, self.device))
         add_precision(self.model_runner, self.precision_state)
         self._static_report = _static_report(replica, self.model_runner)
 

@@ -1,25 +1,25 @@
-"""PrecisionState: which profile every request in flight reads, written out per token before each step."""
+"""PrecisionState: which profile every request in flight reads, written out before each step."""
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from matgptq_vllm.core.precision import Catalogue
+from matgptq_vllm.engine.step_buffers import StepBuffers
 
 
 class PrecisionState:
-    """Request id -> profile index, and the per-token buffer that the layers read.
+    """Request id -> profile index, written into the buffers that the layers read.
 
     Args:
         catalogue: the profiles, in the order of their indices.
-        token_profiles: int32 [max tokens per step] on the engine's device; must never be reallocated.
+        buffers: those of the engine's layers.
     """
 
-    def __init__(self, catalogue: Catalogue, token_profiles: torch.Tensor):
+    def __init__(self, catalogue: Catalogue, buffers: StepBuffers):
         self._catalogue = catalogue
-        self._token_profiles = token_profiles
+        self._buffers = buffers
         self._profile_of: dict[str, int] = {}
         self.num_steps = 0
         self._num_tokens = np.zeros(len(catalogue.profiles), dtype=np.int64)
@@ -34,22 +34,20 @@ class PrecisionState:
             self._profile_of.pop(req_id, None)
 
     def write_step(self, req_ids: Sequence[str], num_scheduled_tokens: npt.NDArray[np.int32]) -> None:
-        """Write the profile of every token of the coming step.
-
-        Rows beyond the step's tokens keep old values: valid indices, read only for padding.
+        """Write the profiles of the coming step.
 
         Args:
-            req_ids: requests in the order of their rows in the batch.
+            req_ids: requests in the order of their rows in the batch; at least one.
             num_scheduled_tokens: int32 [len(req_ids)]: rows of each.
         """
-        per_request = np.fromiter((self._profile_of[req_id] for req_id in req_ids), dtype=np.int32, count=len(req_ids))
-        per_token = torch.from_numpy(np.repeat(per_request, num_scheduled_tokens))
-        if self._token_profiles.is_cuda:
-            # From pinned memory the copy joins the stream without a synchronisation; steps may overlap, so each has its own.
-            per_token = per_token.pin_memory()
-        self._token_profiles[: per_token.shape[0]].copy_(per_token, non_blocking=True)
+        profiles = np.fromiter(map(self._profile_of.__getitem__, req_ids), dtype=np.int32, count=len(req_ids))
+        self._buffers.write(profiles, num_scheduled_tokens)
         self.num_steps += 1
-        np.add.at(self._num_tokens, per_request, num_scheduled_tokens)
+        np.add.at(self._num_tokens, profiles, num_scheduled_tokens)
+
+    def reset_step(self) -> None:
+        """Prepare a run that computes no request: its rows are not those of the last step."""
+        self._buffers.reset()
 
     def tokens_by_profile(self) -> dict[str, int]:
         """Tokens computed so far, by profile name."""

@@ -1,4 +1,4 @@
-"""Replica: one parent as one engine serves it: which profiles, at most how wide, and the buffer that steers every layer."""
+"""Replica: one parent as one engine serves it: which profiles, at most how wide, and the buffers that steer every layer."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from matgptq_vllm.core.errors import InputError
 from matgptq_vllm.core.profile import PROFILES_FILE
 from matgptq_vllm.core.replica import ReplicaOptions
 from matgptq_vllm.core.storage import profile_bytes
+from matgptq_vllm.engine.step_buffers import StepBuffers
 
 MAX_PROFILES = 256
 """Profiles that a replica can hold. Tables per profile have this size whatever their number, because vLLM keeps compiled
@@ -39,24 +40,22 @@ class Replica:
             )
         self.catalogue = options.catalogue(self.profiles)
         self.num_planes = self.reader.num_planes(options.max_width)
-        self._token_profiles: torch.Tensor | None = None
+        self._step_buffers: StepBuffers | None = None
 
-    def token_profiles(self, max_tokens: int, device: torch.device) -> torch.Tensor:
-        """int32 [max_tokens]: profile index of every row of a step; one buffer for all layers, at an address that never
-        changes (CUDA graphs read it). Made by the first call, holding the default profile."""
-        if self._token_profiles is None:
-            default = self.catalogue.index(None)
-            self._token_profiles = torch.full((max_tokens,), default, dtype=torch.int32, device=device)
-        return self._token_profiles
+    def step_buffers(self, max_tokens: int, device: torch.device) -> StepBuffers:
+        """The buffers that all layers share, for steps of up to ``max_tokens`` rows. Made by the first call."""
+        if self._step_buffers is None:
+            self._step_buffers = StepBuffers(max_tokens, MAX_PROFILES, self.catalogue.index(None), device)
+        return self._step_buffers
 
     def profile_widths(self, layers: Sequence[str]) -> torch.Tensor:
-        """int32 [MAX_PROFILES]: width of ``layers``, the members of one fused layer, in every profile, in index order.
+        """int32 [MAX_PROFILES], on the CPU: width of ``layers``, the members of one fused layer, in every profile.
 
-        Entries that belong to no profile have the default profile's width.
+        Profiles are in the order of their indices. Entries that belong to no profile have the default profile's width.
         """
         widths = [profile.width_of(layers) for profile in self.profiles]
         default = widths[self.catalogue.index(None)]
-        return torch.tensor(widths + [default] * (MAX_PROFILES - len(widths)), dtype=torch.int32)
+        return torch.tensor(widths + [default] * (MAX_PROFILES - len(widths)), dtype=torch.int32, device="cpu")
 
     def average_bits(self) -> dict[str, float]:
         """Mean bits per weight of every profile."""

@@ -1,5 +1,7 @@
 """The custom operator that the plugin calls. Opaque to torch.compile, so that no step's widths are baked into a graph."""
 
+from typing import Any
+
 import torch
 from torch.library import Library
 
@@ -13,13 +15,14 @@ _libraries: list[Library] = []  # An operator lives as long as its Library objec
 
 
 def register_ops() -> None:
-    """Define ``torch.ops.matgptq.sliced_linear``; calling it again changes nothing."""
+    """Define ``torch.ops.matgptq.sliced_linear``, which is ``sliced_linear``; calling this again changes nothing."""
     if _libraries:
         return
     library = Library(NAMESPACE, "FRAGMENT")
-    schema = torch.library.infer_schema(_sliced_linear, mutates_args=())
+    # The kernels change locks and leave them as they were, so nothing is mutated.
+    schema = torch.library.infer_schema(sliced_linear, mutates_args=())
     library.define("sliced_linear" + schema)
-    library.impl("sliced_linear", _sliced_linear, "CompositeExplicitAutograd")
+    library.impl("sliced_linear", sliced_linear, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::sliced_linear", _sliced_linear_fake, lib=library)
     _libraries.append(library)
 
@@ -28,57 +31,61 @@ def sliced_linear(
     x: torch.Tensor,
     planes: list[torch.Tensor],
     scales: torch.Tensor,
+    n: int,
     token_profiles: torch.Tensor,
     profile_widths: torch.Tensor,
+    row_order: torch.Tensor,
+    step_profiles: torch.Tensor,
+    host_profile_widths: torch.Tensor,
+    locks: torch.Tensor,
     widths: list[int],
     plane_widths: list[int],
     group_size: int,
     rule: str,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """x @ W.T with the weights of every row read at the width of that row's profile. Needs ``register_ops``.
+    """x @ W.T + bias with the weights of every row read at the width of that row's profile.
+
+    The type of the planes tells their layout and with it who computes: uint8 is the checkpoint layout and plain torch, on
+    any device; int16 is the kernel layout and the kernels (``kernels.resident``).
 
     Args:
         x: floating [M, K].
-        planes: leading planes, each uint8 [N, packed K].
-        scales: floating [N, groups].
-        token_profiles: int32 [at least M]: profile index of each row; a persistent buffer, read on the device.
-        profile_widths: int32 [number of profiles]: this layer's width in each profile.
-        widths: the distinct values of ``profile_widths``.
-        plane_widths: bits per plane of the parent, most significant first.
+        planes: leading planes, enough for the widest of ``widths``: each uint8 [N, packed K], or as in ``kernels.layout``.
+        scales: floating [N, groups], or as in ``kernels.layout``.
+        n: N.
+        token_profiles: int32 [at least M]: profile index of each row. Like all buffers of the step it is written before the
+            step, at an address that never changes.
+        profile_widths: int32 [profiles]: this layer's width in each profile.
+        row_order: int32 [at least M]: order of the rows, see ``kernels.segments``.
+        step_profiles: int32 [profiles], on the CPU: rows of each profile, see ``kernels.segments``.
+        host_profile_widths: ``profile_widths`` on the CPU.
+        locks: int32, of ``kernels.resident``; not used with the checkpoint layout.
+        widths: the distinct values of ``profile_widths``, ascending.
+        plane_widths: bits per plane of the checkpoint layout, most significant first.
+        bias: floating [N].
 
     Returns:
         [M, N], dtype of x.
     """
-    return torch.ops.matgptq.sliced_linear(
-        x, planes, scales, token_profiles, profile_widths, widths, plane_widths, group_size, rule
-    )
+    m = x.shape[0]
+    if m > token_profiles.shape[0]:
+        raise ValueError(f"{m} rows, but profiles are known for {token_profiles.shape[0]}")
+    slice_rule = check_rule(rule)
+    if planes[0].dtype == torch.uint8:
+        row_widths = profile_widths[token_profiles[:m].long()]
+        layout = PlaneLayout(tuple(plane_widths))
+        y = reference.sliced_linear(x, planes, scales, row_widths, widths, layout, group_size, slice_rule)
+        return y if bias is None else y + bias
+    # Needs Triton, which a machine without a GPU may not have.
+    from matgptq_vllm.kernels import dispatch
+
+    host_decides = not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    return dispatch.sliced_linear(
+        x, planes, scales, n, token_profiles, profile_widths, row_order, step_profiles, host_profile_widths, locks, widths,
+        group_size, slice_rule, bias, host_decides,
+    )  # fmt: skip
 
 
-def _sliced_linear(
-    x: torch.Tensor,
-    planes: list[torch.Tensor],
-    scales: torch.Tensor,
-    token_profiles: torch.Tensor,
-    profile_widths: torch.Tensor,
-    widths: list[int],
-    plane_widths: list[int],
-    group_size: int,
-    rule: str,
-) -> torch.Tensor:
-    row_widths = profile_widths[token_profiles[: x.shape[0]].long()]
-    layout = PlaneLayout(tuple(plane_widths))
-    return reference.sliced_linear(x, planes, scales, row_widths, widths, layout, group_size, check_rule(rule))
-
-
-def _sliced_linear_fake(
-    x: torch.Tensor,
-    planes: list[torch.Tensor],
-    scales: torch.Tensor,
-    token_profiles: torch.Tensor,
-    profile_widths: torch.Tensor,
-    widths: list[int],
-    plane_widths: list[int],
-    group_size: int,
-    rule: str,
-) -> torch.Tensor:
-    return x.new_empty(x.shape[0], scales.shape[0])
+def _sliced_linear_fake(x: torch.Tensor, planes: object, scales: object, n: int, *_: Any, **__: Any) -> torch.Tensor:
+    return x.new_empty(x.shape[0], n)

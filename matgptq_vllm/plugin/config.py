@@ -14,10 +14,8 @@ from matgptq_vllm.compat.versions import check_vllm_version
 from matgptq_vllm.core.errors import FormatError, UnsupportedError
 from matgptq_vllm.core.manifest import CONFIG_FILE, MANIFEST_FILE
 from matgptq_vllm.core.parent import QUANT_METHOD, ParentSpec
+from matgptq_vllm.kernels.resident import MIN_CAPABILITY
 from matgptq_vllm.plugin.linear import MatGPTQLinearMethod
-
-MIN_CAPABILITY = 80
-"""Compute capability 8.0: the oldest GPU with bfloat16 arithmetic."""
 
 
 def register_config() -> None:

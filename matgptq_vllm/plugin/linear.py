@@ -1,10 +1,12 @@
 """MatGPTQLinearMethod: a vLLM linear layer whose weights are the leading planes of a parent.
 
-Parameters of a layer on one tensor-parallel rank, with N outputs and K inputs of that rank:
+Parameters of a layer on one tensor-parallel rank while it is loaded, with N outputs and K inputs of that rank:
 
     name      dtype            shape            sharded on
     plane{i}  uint8            [N, packed K]    N (column parallel, fused), K (row parallel)
     scales    the parent's     [N, groups]      N, and K unless there is one scale per channel
+
+After loading, where the kernels run, they are replaced by those of the kernel layout, under the same names.
 """
 
 from typing import Any
@@ -26,7 +28,7 @@ from matgptq_vllm.core.manifest import CONFIG_FILE, MANIFEST_FILE
 from matgptq_vllm.core.planes import K_ALIGNMENT
 from matgptq_vllm.core.slicing import num_groups
 from matgptq_vllm.engine.replica import Replica
-from matgptq_vllm.kernels.ops import sliced_linear
+from matgptq_vllm.kernels.resident import kernels_run, to_resident
 
 
 @register_weight_loader_v2_supported_method
@@ -41,6 +43,7 @@ class MatGPTQLinearMethod(LinearMethodBase):
     def __init__(self, replica: Replica, members: list[str]):
         self._replica = replica
         self._members = members
+        self._num_planes = replica.num_planes
 
     def create_weights(
         self,
@@ -62,9 +65,10 @@ class MatGPTQLinearMethod(LinearMethodBase):
         n, k = sum(output_partition_sizes), input_size_per_partition
         self._check_shapes(layer, input_size, output_size)
         self._check_partition(input_size, k)
+        self._n, self._k, self._dtype = n, k, params_dtype
         weight_loader = extra_weight_attrs.pop("weight_loader")
 
-        for plane in range(self._replica.num_planes):
+        for plane in range(self._num_planes):
             data = torch.empty(n, reader.layout.packed_columns(plane, k), dtype=torch.uint8)
             parameter = ModelWeightParameter(data=data, input_dim=1, output_dim=0, weight_loader=weight_loader)
             layer.register_parameter(plane_name(plane), parameter)
@@ -78,30 +82,61 @@ class MatGPTQLinearMethod(LinearMethodBase):
         layer.register_parameter(SCALES, scales)
         set_weight_attrs(scales, extra_weight_attrs)
 
+        self._register_buffers(layer, data.device)
+
+    def _register_buffers(self, layer: Any, device: torch.device) -> None:
+        """What ``apply`` passes on besides weights; those of a step belong to all layers."""
         profile_widths = self._replica.profile_widths(self._members)
         # Every uniform profile is there, so the widths do not depend on the profile table either.
         layer.widths = profile_widths.unique().tolist()
-        layer.register_buffer("profile_widths", profile_widths.to(data.device), persistent=False)
-        max_tokens = get_current_vllm_config().scheduler_config.max_num_batched_tokens
-        token_profiles = self._replica.token_profiles(max_tokens, data.device)
-        layer.register_buffer("token_profiles", token_profiles, persistent=False)
+        step = self._replica.step_buffers(get_current_vllm_config().scheduler_config.max_num_batched_tokens, device)
+        buffers = {
+            "profile_widths": profile_widths.to(device),
+            "host_profile_widths": profile_widths,
+            "token_profiles": step.token_profiles,
+            "row_order": step.row_order,
+            "step_profiles": step.step_profiles,
+            "locks": torch.empty(0, dtype=torch.int32, device=device),
+        }
+        for name, buffer in buffers.items():
+            layer.register_buffer(name, buffer, persistent=False)
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        """Bring the layer into the kernel layout where the kernels run; UnsupportedError on a GPU that is too old."""
+        if not kernels_run(layer.scales.device, self._dtype):
+            return
+        reader = self._replica.reader
+        planes = [getattr(layer, plane_name(plane)).data for plane in range(self._num_planes)]
+        resident = to_resident(planes, layer.scales.data, reader.layout, self._k, reader.spec.group_size)
+        for plane in range(self._num_planes):
+            delattr(layer, plane_name(plane))
+        self._num_planes = len(resident.planes)
+        for plane, data in enumerate(resident.planes):
+            layer.register_parameter(plane_name(plane), torch.nn.Parameter(data, requires_grad=False))
+        layer.register_parameter(SCALES, torch.nn.Parameter(resident.scales, requires_grad=False))
+        layer.locks = resident.locks
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [..., K] -> [..., N], every row at the width of its token's profile."""
         spec = self._replica.reader.spec
-        planes = [getattr(layer, plane_name(plane)) for plane in range(self._replica.num_planes)]
-        y = sliced_linear(
+        y: torch.Tensor = torch.ops.matgptq.sliced_linear(
             x.reshape(-1, x.shape[-1]),
-            planes,
+            [getattr(layer, plane_name(plane)) for plane in range(self._num_planes)],
             layer.scales,
+            self._n,
             layer.token_profiles,
             layer.profile_widths,
+            layer.row_order,
+            layer.step_profiles,
+            layer.host_profile_widths,
+            layer.locks,
             layer.widths,
             list(spec.plane_widths),
             spec.group_size,
             spec.slice_rule,
-        ).reshape(*x.shape[:-1], -1)
-        return y if bias is None else y + bias
+            bias,
+        )
+        return y.reshape(*x.shape[:-1], -1)
 
     def _check_shapes(self, layer: torch.nn.Module, input_size: int, output_size: int) -> None:
         shapes = {name: self._replica.reader.layers[name] for name in self._members}

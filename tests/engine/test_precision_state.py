@@ -1,4 +1,4 @@
-"""engine.precision_state: the per-token buffer follows the requests of every step."""
+"""engine.precision_state: the buffers follow the requests of every step."""
 
 import numpy as np
 import pytest
@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 from matgptq_vllm.core.errors import InputError
 from matgptq_vllm.core.precision import Catalogue
 from matgptq_vllm.engine.precision_state import PrecisionState
+from matgptq_vllm.engine.step_buffers import StepBuffers
 
 CATALOGUE = Catalogue(("2", "3", "4", "8", "mix-3.0"), "8")
 PRECISIONS = [None, "auto", 4, *CATALOGUE.profiles]
 
 
 def make_state(max_tokens: int = 64) -> tuple[PrecisionState, torch.Tensor]:
-    buffer = torch.full((max_tokens,), CATALOGUE.index(None), dtype=torch.int32)
-    return PrecisionState(CATALOGUE, buffer), buffer
+    buffers = StepBuffers(max_tokens, len(CATALOGUE.profiles), CATALOGUE.index(None), torch.device("cpu"))
+    return PrecisionState(CATALOGUE, buffers), buffers.token_profiles
 
 
 def test_every_token_of_a_request_gets_its_profile() -> None:
@@ -30,6 +31,16 @@ def test_every_token_of_a_request_gets_its_profile() -> None:
     assert buffer.data_ptr() == address
     assert state.num_steps == 1
     assert state.tokens_by_profile() == {"2": 4, "3": 0, "4": 0, "8": 2, "mix-3.0": 1}
+
+
+def test_a_run_without_requests_follows_no_step() -> None:
+    state, buffer = make_state(10)
+    state.add_request("a", "2")
+    state.add_request("b", "3")
+    state.write_step(["a", "b"], np.array([4, 2], dtype=np.int32))
+    state.reset_step()
+    assert buffer.tolist() == [CATALOGUE.index(None)] * 10
+    assert state.num_steps == 1
 
 
 def test_a_request_id_can_be_used_again_with_another_precision() -> None:

@@ -45,8 +45,10 @@ def test_more_profiles_than_a_replica_can_hold_are_refused(profiled_parent: Path
         Replica(parent, ReplicaOptions())
 
 
-def test_all_layers_share_one_buffer_of_default_profiles(profiled_parent: Path) -> None:
+def test_all_layers_share_the_buffers_of_a_step_which_begin_with_the_default_profile(profiled_parent: Path) -> None:
     replica = Replica(profiled_parent, ReplicaOptions(default_precision="3"))
-    buffer = replica.token_profiles(33, torch.device("cpu"))
-    assert buffer.tolist() == [1] * 33
-    assert replica.token_profiles(33, torch.device("cpu")) is buffer
+    buffers = replica.step_buffers(33, torch.device("cpu"))
+    assert buffers.token_profiles.tolist() == [1] * 33
+    assert buffers.row_order.tolist() == [*range(33)]
+    assert (buffers.step_profiles.shape, buffers.step_profiles[1]) == ((MAX_PROFILES,), 33)
+    assert replica.step_buffers(33, torch.device("cpu")) is buffers

@@ -1,4 +1,4 @@
-"""kernels.reference and kernels.ops: every row of a product meets the weights of its own width."""
+"""kernels.reference: every row of a product meets the weights of its own width."""
 
 import itertools
 
@@ -8,7 +8,6 @@ import torch
 from matgptq_vllm.core.planes import PlaneLayout
 from matgptq_vllm.core.precision import WIDTHS
 from matgptq_vllm.core.slicing import SLICE_RULES, bits_read, dequantize, num_groups
-from matgptq_vllm.kernels import ops
 from matgptq_vllm.kernels.reference import sliced_linear
 
 LAYOUT = PlaneLayout()
@@ -65,43 +64,3 @@ def test_the_result_has_the_activations_type(dtype: torch.dtype) -> None:
     assert y.dtype == dtype
     reference = expected(x, codes, scales, [8, 4, 2], 128, "nested")
     assert (y.double() - reference).norm() / reference.norm() < 1e-2
-
-
-def call_op(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, token_profiles: torch.Tensor) -> torch.Tensor:
-    profile_widths = torch.tensor([3, 8, 2], dtype=torch.int32)
-    return ops.sliced_linear(
-        x, LAYOUT.split(codes), scales, token_profiles, profile_widths, [2, 3, 8], list(LAYOUT.plane_widths), 32, "nested"
-    )
-
-
-def test_the_operator_looks_widths_up_by_profile_index() -> None:
-    ops.register_ops()
-    ops.register_ops()
-    codes, scales = make_layer(12, 64, 32)
-    x = torch.randn(5, 64)
-    # The buffer is longer than the step: what lies beyond its rows must not matter.
-    token_profiles = torch.tensor([0, 2, 1, 1, 0, 2, 2], dtype=torch.int32)
-    y = call_op(x, codes, scales, token_profiles)
-    torch.testing.assert_close(y.double(), expected(x, codes, scales, [3, 2, 8, 8, 3], 32, "nested"), rtol=1e-4, atol=1e-4)
-
-
-def test_a_compiled_graph_follows_the_buffer() -> None:
-    ops.register_ops()
-    codes, scales = make_layer(12, 64, 32)
-    x = torch.randn(2, 64)
-    token_profiles = torch.tensor([0, 0], dtype=torch.int32)
-    compiled = torch.compile(call_op, fullgraph=True, backend="aot_eager")
-    for profiles, widths in (([0, 2], [3, 2]), ([1, 1], [8, 8]), ([2, 0], [2, 3])):
-        token_profiles.copy_(torch.tensor(profiles))
-        y = compiled(x, codes, scales, token_profiles)
-        torch.testing.assert_close(y.double(), expected(x, codes, scales, widths, 32, "nested"), rtol=1e-4, atol=1e-4)
-
-
-def test_the_operator_passes_torchs_own_checks() -> None:
-    ops.register_ops()
-    codes, scales = make_layer(4, 32, 32)
-    arguments = (
-        torch.randn(3, 32), LAYOUT.split(codes), scales, torch.zeros(3, dtype=torch.int32),
-        torch.tensor([4], dtype=torch.int32), [4], list(LAYOUT.plane_widths), 32, "nested",
-    )  # fmt: skip
-    torch.library.opcheck(torch.ops.matgptq.sliced_linear.default, arguments)

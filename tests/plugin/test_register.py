@@ -3,10 +3,16 @@
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from types import SimpleNamespace
 
 import pytest
+import torch
+from vllm.config import LoadConfig, VllmConfig
 from vllm.model_executor import model_loader
 from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, get_quantization_config
+from vllm.model_executor.model_loader import weight_utils
+from vllm.platforms import current_platform
+from vllm.platforms.interface import DeviceCapability
 
 from matgptq_vllm.compat.model_loader import LOAD_FORMATS, MatGPTQModelLoader
 from matgptq_vllm.core.errors import FormatError
@@ -51,3 +57,11 @@ def test_a_parents_quantization_config_is_accepted() -> None:
 def test_another_checkpoints_quantization_config_is_refused() -> None:
     with pytest.raises(FormatError, match=r"config\.json: format_version is None"):
         MatGPTQConfig.from_config({"quant_method": QUANT_METHOD, "bits": 4, "group_size": 128})
+
+
+def test_a_gpu_that_is_too_old_is_refused_when_the_engine_is_configured(monkeypatch) -> None:
+    monkeypatch.setattr(weight_utils, "get_quant_config", lambda *_: MatGPTQConfig(ParentSpec()))
+    monkeypatch.setattr(current_platform, "get_device_capability", lambda *_: DeviceCapability(7, 5))
+    model = SimpleNamespace(quantization=QUANT_METHOD, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"matgptq is not supported for the current GPU. Minimum capability: 80. Current .*75"):
+        VllmConfig._get_quantization_config(model, LoadConfig())

@@ -1,0 +1,70 @@
+"""Which kernel computes a product whose weights are in the kernel layout.
+
+rows                                       kernel
+fewer than ``tuning.dense_from``           ``gemm.sliced_gemm``: fused, reads the widths of the rows on the device
+more, and the host may decide              ``dense.dense_linear``: weights of one width at a time, then cuBLAS
+more, while a CUDA graph is captured       both: a replay has rows of other widths, so ``dense.dense_linear`` computes all rows
+                                           at the widest, which the device knows, then ``gemm.sliced_gemm`` the narrower ones
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from matgptq_vllm.core.errors import UnsupportedError
+from matgptq_vllm.core.slicing import SliceRule
+from matgptq_vllm.kernels import dense, gemm, tuning
+from matgptq_vllm.kernels.resident import KERNEL_DTYPES
+from matgptq_vllm.kernels.segments import rows_of_width
+
+
+def sliced_linear(
+    x: torch.Tensor,
+    planes: Sequence[torch.Tensor],
+    scales: torch.Tensor,
+    n: int,
+    token_profiles: torch.Tensor,
+    profile_widths: torch.Tensor,
+    row_order: torch.Tensor,
+    step_profiles: torch.Tensor,
+    host_profile_widths: torch.Tensor,
+    locks: torch.Tensor,
+    widths: Sequence[int],
+    group_size: int,
+    rule: SliceRule,
+    bias: torch.Tensor | None,
+    host_decides: bool,
+) -> torch.Tensor:
+    """As ``ops.sliced_linear``, whose arguments these are; planes and scales in the kernel layout.
+
+    Args:
+        host_decides: whether this call's rows are all that it will ever compute, which is not so in a captured CUDA graph.
+    """
+    m, k = x.shape
+    if m == 0:
+        return x.new_empty(0, n)
+    if x.is_cuda and x.dtype not in KERNEL_DTYPES:
+        raise UnsupportedError(f"activations are {x.dtype}; the kernels multiply {' or '.join(map(str, KERNEL_DTYPES))}")
+    # With one width nothing is looked up, and no order of rows is better than another.
+    order = row_order if len(widths) > 1 else None
+    config = tuning.choose(m, n, k, widths, group_size, x.device, rule)
+
+    def fused(done: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
+        return gemm.sliced_gemm(
+            x, planes, scales, n, token_profiles, profile_widths, widths, group_size, rule, config, locks, order, bias, done
+        )
+
+    if m < tuning.dense_from(n, k, x.device):
+        return fused()
+    if len(widths) == 1:
+        return dense.dense_linear(x, planes, scales, n, k, [(widths[0], None)], group_size, rule, bias)
+    if host_decides:
+        rows = rows_of_width(m, step_profiles, row_order, host_profile_widths)
+        if rows is not None:
+            return dense.dense_linear(x, planes, scales, n, k, rows, group_size, rule, bias)
+        # Fewer rows than the step has: its order would lead beyond them.
+        order = None
+    widest = profile_widths.index_select(0, token_profiles[:m]).amax()
+    width = dense.WidthOnDevice(widest, tuple(widths))
+    y = dense.dense_linear(x, planes, scales, n, k, [(width, None)], group_size, rule, bias)
+    return fused((widest, y))

@@ -1,0 +1,56 @@
+"""How a layer's weights stay in memory: in the kernel layout where the Triton kernels run, elsewhere as they were loaded."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from matgptq_vllm.core.errors import UnsupportedError
+from matgptq_vllm.core.planes import PlaneLayout
+from matgptq_vllm.kernels.layout import to_kernel_layout
+
+KERNEL_DTYPES = (torch.bfloat16, torch.float16)
+"""Activations that the kernels multiply."""
+
+MIN_CAPABILITY = 80
+"""Compute capability 8.0: the oldest GPU with bfloat16 arithmetic."""
+
+
+class Resident(NamedTuple):
+    """What a layer holds for the kernels; arguments of ``ops.sliced_linear``."""
+
+    planes: list[torch.Tensor]
+    """int16, see ``kernels.layout``."""
+    scales: torch.Tensor
+    """[groups, padded N]."""
+    locks: torch.Tensor
+    """int32, all 0 between products."""
+
+
+def kernels_run(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether products of ``dtype`` on ``device`` are for the kernels; if not, weights stay in the checkpoint layout.
+
+    So float32 on a GPU is plain torch: right, but not fast.
+
+    Raises:
+        UnsupportedError: the GPU is too old.
+    """
+    if device.type != "cuda":
+        return False
+    major, minor = torch.cuda.get_device_capability(device)
+    if 10 * major + minor < MIN_CAPABILITY:
+        raise UnsupportedError(
+            f"{torch.cuda.get_device_name(device)} has compute capability {major}.{minor}; matgptq-vllm needs "
+            f"{MIN_CAPABILITY / 10} or more (Ampere, Ada, Hopper, Blackwell). Use such a GPU, or vLLM's CPU build"
+        )
+    return dtype in KERNEL_DTYPES
+
+
+def to_resident(planes: Sequence[torch.Tensor], scales: torch.Tensor, layout: PlaneLayout, k: int, group_size: int) -> Resident:
+    """A layer for the kernels, from the checkpoint layout. Arguments as those of ``layout.to_kernel_layout``."""
+    # Where no kernel runs, there may be no Triton to import.
+    from matgptq_vllm.kernels.gemm import num_locks
+
+    n = planes[0].shape[0]
+    kernel_planes, kernel_scales = to_kernel_layout(planes, scales, layout, k, group_size)
+    return Resident(kernel_planes, kernel_scales, torch.zeros(num_locks(n), dtype=torch.int32, device=scales.device))

@@ -1,0 +1,1 @@
+"""``matgptq tune``: measure which configurations this GPU runs fastest, and write them to a table."""

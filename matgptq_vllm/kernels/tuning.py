@@ -1,0 +1,224 @@
+"""Which configuration a product runs with: from tables of measurements (kernels.tables), else by rule.
+
+Tables are looked for in ``kernels/tables`` and in the user's directory, which ``matgptq tune`` writes; entries of the latter
+win. What no table holds exactly is taken from the nearest that one does: first by range of M, then class of widths, then
+shape, then group size. The share of K per program is then adapted, so that as many programs run per multiprocessor as did
+for the known shape.
+
+A row's bits depend on the configuration, because it decides the order of sums. The configuration depends on the range of M
+(``kernels.tables.bucket``), the layer, the replica's widths and the GPU, on nothing else: within a range, a row gives the
+same bits whatever else is in the batch, and from run to run as long as the tables stay.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import log
+
+import torch
+
+from matgptq_vllm.core.errors import UnsupportedError
+from matgptq_vllm.core.slicing import SliceRule
+from matgptq_vllm.kernels import tables
+from matgptq_vllm.kernels.config import MAX_SPLIT_ROWS, MIN_BLOCK_M, Config
+from matgptq_vllm.kernels.lanes_ptx import HELD_BITS, bits_needed
+from matgptq_vllm.kernels.layout import BLOCK_K, PAD_N, PLANE_WIDTHS, padded
+from matgptq_vllm.kernels.tables import SEVERAL, Key, Table
+
+DENSE_FROM = 512
+"""M from which the dense path is taken where no table knows better."""
+
+MIN_CAPABILITY = (8, 0)
+OVERLAP_CAPABILITY = (9, 0)
+"""First with programmatic dependent launch."""
+
+PROGRAMS_PER_SM = 4
+"""Most programs per multiprocessor that the default rule splits K for."""
+
+RESERVED_BYTES = 1 << 10
+"""Of a multiprocessor's shared memory, what CUDA takes for every program; one program may have all the rest."""
+
+_HALF_BYTES = 2
+"""Of a number in bfloat16 or float16."""
+
+_ROW_BYTES = 64
+"""Of a plane, per row of W and half block (planes of two bits) or block (of one)."""
+
+_STAGED_COLUMNS = 128
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What the choice depends on."""
+
+    name: str
+    """As the driver gives it; it names the table."""
+    num_sms: int
+    shared_bytes: int
+    """Of shared memory that one program may have."""
+    capability: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A product, as far as the choice depends on it."""
+
+    bucket: int
+    """Range of M (kernels.tables.bucket)."""
+    n: int
+    k: int
+    widths: tuple[int, ...]
+    group_size: int
+    rule: SliceRule = "curved"
+
+    @property
+    def key(self) -> Key:
+        return Key(self.n, self.k, self.group_size, tables.widths_class(self.widths), self.bucket)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of K."""
+        return padded(self.k, BLOCK_K) // BLOCK_K
+
+    def tiles(self, config: Config) -> int:
+        """Programs before K is split."""
+        return -(-self.bucket // config.block_m) * (padded(self.n, PAD_N) // config.block_n)
+
+
+def choose(
+    m: int, n: int, k: int, widths: Sequence[int], group_size: int, device: torch.device, rule: SliceRule = "curved"
+) -> Config:
+    """The configuration for ``m`` rows. Cheap after the first call per range of M: no GPU call, no file.
+
+    Args:
+        widths: every width that a row may have, ascending.
+
+    Raises:
+        FormatError: a table of this GPU is damaged.
+        UnsupportedError: the GPU is too old.
+    """
+    return _choose(Problem(tables.bucket(m), n, k, tuple(widths), group_size, rule), device)
+
+
+@lru_cache(maxsize=1024)
+def dense_from(n: int, k: int, device: torch.device) -> int:
+    """M from which kernels.dense is faster than the fused product; that of the nearest shape in the tables, or 512."""
+    known = table_of(hardware_of(device).name).dense_from
+    return known[min(known, key=lambda shape: _far(shape, (n, k)))] if known else DENSE_FROM
+
+
+@lru_cache(maxsize=16384)
+def _choose(problem: Problem, device: torch.device) -> Config:
+    hardware = hardware_of(device)
+    return pick(problem, hardware, table_of(hardware.name))
+
+
+def pick(problem: Problem, hardware: Hardware, table: Table) -> Config:
+    """The configuration by ``table``, or by rule if that is empty; within the limits either way."""
+    wanted = problem.key
+    if wanted in table.configs:
+        return fitted(table.configs[wanted], problem, hardware)
+    if not table.configs:
+        return default(problem, hardware)
+    nearest = min(table.configs, key=lambda key: _distance(key, wanted))
+    config = table.configs[nearest]
+    known = replace(problem, bucket=nearest.bucket, n=nearest.n, k=nearest.k)
+    split = max(round(known.tiles(config) * config.split_k / problem.tiles(config)), 1)
+    return fitted(replace(config, split_k=split), problem, hardware)
+
+
+def default(problem: Problem, hardware: Hardware) -> Config:
+    """The configuration where nothing was measured: as many programs as run at once, K split to have them."""
+    block_m = min(max(problem.bucket, MIN_BLOCK_M), 64 if problem.bucket < 256 else 128)
+    few = problem.bucket <= 64
+    config = Config(
+        block_m=block_m,
+        block_n=64 if few else 128,
+        split_k=1,
+        num_warps=4 if few else 8,
+        num_stages=3,
+        step=BLOCK_K // 2,
+    )
+    config = fitted(config, problem, hardware)
+    fitting = (hardware.shared_bytes + RESERVED_BYTES) // (shared_bytes(config, problem) + RESERVED_BYTES)
+    at_once = min(max(fitting, 1), PROGRAMS_PER_SM)
+    split = at_once * hardware.num_sms // problem.tiles(config)
+    return fitted(replace(config, split_k=max(split, 1)), problem, hardware)
+
+
+def fitted(config: Config, problem: Problem, hardware: Hardware) -> Config:
+    """``config``, or the nearest to it that keeps to the limits of the kernel and the GPU."""
+    split = 1 if problem.bucket > MAX_SPLIT_ROWS else min(config.split_k, problem.blocks)
+    config = replace(config, split_k=split, pdl=config.pdl and hardware.capability >= OVERLAP_CAPABILITY)
+    while shared_bytes(config, problem) > hardware.shared_bytes:
+        if config.num_stages > 2:
+            config = replace(config, num_stages=config.num_stages - 1)
+        elif config.step > BLOCK_K // 2:
+            config = replace(config, step=BLOCK_K // 2)
+        elif config.block_m > MIN_BLOCK_M:
+            config = replace(config, block_m=config.block_m // 2)
+        elif config.num_stages > 1:
+            config = replace(config, num_stages=config.num_stages - 1)
+        else:
+            break  # One stage needs no buffers: nothing smaller exists.
+    return config
+
+
+def shared_bytes(config: Config, problem: Problem) -> int:
+    """Shared memory of a program, at most. The only place that knows.
+
+    Triton's pipeline holds x of every stage, words of the planes of all but one, and a tile of weights on its way from one
+    layout to another. Checked against what it reports for sm_90.
+    """
+    halves = config.step // (BLOCK_K // 2)
+    bits = max(bits_needed(width, problem.rule) for width in problem.widths)
+    planes = PLANE_WIDTHS[: HELD_BITS.index(bits) + 1]
+    row = sum(halves if width == 2 else 1 for width in planes) * _ROW_BYTES
+    x = config.num_stages * config.block_m * config.step * _HALF_BYTES
+    return x + (config.num_stages - 1) * config.block_n * row + config.block_n * _STAGED_COLUMNS * _HALF_BYTES
+
+
+@lru_cache(maxsize=64)
+def hardware_of(device: torch.device) -> Hardware:
+    """A device as the choice sees it; UnsupportedError below compute capability 8.0."""
+    if device.type != "cuda":
+        # Triton's interpreter: anything is right, few programs are quick.
+        return Hardware(device.type, num_sms=1, shared_bytes=96 << 10, capability=MIN_CAPABILITY)
+    properties = torch.cuda.get_device_properties(device)
+    capability = (properties.major, properties.minor)
+    if capability < MIN_CAPABILITY:
+        raise UnsupportedError(
+            f"{properties.name} has compute capability {capability[0]}.{capability[1]}; "
+            f"the kernels need {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]} or more"
+        )
+    shared_bytes = properties.shared_memory_per_multiprocessor - RESERVED_BYTES
+    return Hardware(properties.name, properties.multi_processor_count, shared_bytes, capability)
+
+
+@lru_cache(maxsize=16)
+def table_of(gpu: str) -> Table:
+    """What shipped and user tables know of a GPU, read once per process."""
+    return tables.load(gpu, (tables.SHIPPED, tables.user_directory()))
+
+
+def _distance(known: Key, wanted: Key) -> tuple[float, ...]:
+    return (
+        abs(log(known.bucket / wanted.bucket)),
+        _class_distance(known.widths, wanted.widths),
+        _far((known.n, known.k), (wanted.n, wanted.k)),
+        abs(known.group_size - wanted.group_size),
+    )
+
+
+def _class_distance(known: str, wanted: str) -> int:
+    if known == wanted:
+        return 0
+    if wanted == SEVERAL:
+        # The widest decides how much is in flight.
+        return 1 + 8 - int(known)
+    return 8 if known == SEVERAL else abs(int(known) - int(wanted))
+
+
+def _far(known: tuple[int, int], wanted: tuple[int, int]) -> float:
+    """How different two shapes are: N and K by their ratios."""
+    return sum(abs(log(a / b)) for a, b in zip(known, wanted, strict=True))

@@ -1,0 +1,120 @@
+"""kernels.dispatch: which kernel is called with what, without calling it."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from matgptq_vllm.core.errors import UnsupportedError
+from matgptq_vllm.kernels import dispatch
+from matgptq_vllm.kernels.config import Config
+
+N, K, DENSE_FROM = 24, 64, 6
+MAX_TOKENS = 9
+CONFIG = Config(16, 64, 1, 4, 3)
+ROW_ORDER = torch.tensor([1, 2, 3, 0, 4, 5, 6, 7, 8], dtype=torch.int32)
+
+
+@dataclass
+class Kernels:
+    """The kernels' stand-ins: what they were called with."""
+
+    fused: list[tuple] = field(default_factory=list)
+    dense: list[tuple] = field(default_factory=list)
+    asked: list[tuple] = field(default_factory=list)
+
+    def call(self, m: int, counts=(3, 6, 0), widths=(4, 8), host_decides: bool = True, x: torch.Tensor | None = None):
+        profile_widths = torch.tensor([8, 4, 8], dtype=torch.int32)
+        return dispatch.sliced_linear(
+            torch.randn(m, K).bfloat16() if x is None else x, [], torch.ones(1, 128), N,
+            torch.zeros(MAX_TOKENS, dtype=torch.int32), profile_widths, ROW_ORDER, torch.tensor(counts, dtype=torch.int32),
+            profile_widths, torch.zeros(8, dtype=torch.int32), widths, 32, "nested", None, host_decides=host_decides,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def kernels(monkeypatch) -> Kernels:
+    kernels = Kernels()
+
+    def choose(*arguments: object) -> Config:
+        kernels.asked.append(arguments)
+        return CONFIG
+
+    monkeypatch.setattr(dispatch.tuning, "choose", choose)
+    monkeypatch.setattr(dispatch.tuning, "dense_from", lambda n, k, device: DENSE_FROM)
+    monkeypatch.setattr(dispatch.gemm, "sliced_gemm", lambda *arguments: kernels.fused.append(arguments))
+    monkeypatch.setattr(dispatch.dense, "dense_linear", lambda *arguments: kernels.dense.append(arguments))
+    return kernels
+
+
+def rows_given(kernels: Kernels) -> list[tuple[int, list[int] | None]]:
+    ((_, _, _, n, k, rows, group_size, rule, _),) = kernels.dense
+    assert (n, k, group_size, rule) == (N, K, 32, "nested")
+    return [(width, None if of_width is None else of_width.tolist()) for width, of_width in rows]
+
+
+def order_given(kernels: Kernels) -> torch.Tensor | None:
+    assert kernels.dense == []
+    ((_, _, _, n, _, _, _, group_size, rule, config, _, row_order, _, done),) = kernels.fused
+    assert done is None
+    assert (n, group_size, rule, config) == (N, 32, "nested", CONFIG)
+    return row_order
+
+
+def test_few_rows_take_the_fused_kernel_as_tuned_for_them(kernels: Kernels) -> None:
+    kernels.call(DENSE_FROM - 1)
+    assert order_given(kernels) is ROW_ORDER
+    assert kernels.asked == [(DENSE_FROM - 1, N, K, (4, 8), 32, torch.device("cpu"), "nested")]
+
+
+def test_many_rows_are_computed_width_by_width(kernels: Kernels) -> None:
+    kernels.call(9)
+    assert rows_given(kernels) == [(8, [1, 2, 3]), (4, [0, 4, 5, 6, 7, 8])]
+    assert kernels.fused == []
+
+
+def test_many_rows_of_one_width_need_no_list(kernels: Kernels) -> None:
+    kernels.call(7, counts=(2, 0, 5))
+    assert rows_given(kernels) == [(8, None)]
+
+
+def check_device_decides(kernels: Kernels, order: torch.Tensor | None) -> None:
+    """All rows at the widest, then the narrower ones by the fused kernel."""
+    ((*_, rows, _, _, _),) = kernels.dense
+    ((width, of_width),) = rows
+    assert of_width is None
+    assert (width.widths, width.value.item()) == ((4, 8), 8)
+    ((*_, row_order, _, done),) = kernels.fused
+    assert row_order is order
+    assert done[0] is width.value
+
+
+def test_a_captured_graph_never_holds_what_the_host_decided(kernels: Kernels) -> None:
+    kernels.call(9, host_decides=False)
+    check_device_decides(kernels, ROW_ORDER)
+
+
+def test_rows_that_are_not_the_steps_are_looked_up_on_the_device_in_no_order(kernels: Kernels) -> None:
+    kernels.call(8)
+    check_device_decides(kernels, None)
+
+
+def test_a_replica_of_one_width_looks_nothing_up(kernels: Kernels) -> None:
+    kernels.call(3, widths=(4,))
+    assert order_given(kernels) is None
+
+
+def test_many_rows_of_such_a_replica_are_all_of_its_width_even_in_a_graph(kernels: Kernels) -> None:
+    kernels.call(9, widths=(4,), host_decides=False)
+    assert rows_given(kernels) == [(4, None)]
+
+
+def test_no_rows_call_no_kernel(kernels: Kernels) -> None:
+    assert kernels.call(0).shape == (0, N)
+    assert (kernels.fused, kernels.dense) == ([], [])
+
+
+def test_activations_that_the_kernels_cannot_multiply_are_refused(kernels: Kernels) -> None:
+    with FakeTensorMode(), pytest.raises(UnsupportedError, match=r"activations are torch.float32; .* torch.bfloat16 or"):
+        kernels.call(3, x=torch.empty(3, K, device="cuda"))
