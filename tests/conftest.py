@@ -1,9 +1,14 @@
 """Fixtures that several kinds of test share: the example model and one parent calibrated from it."""
 
+import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from calibrate.options import CalibrateOptions
 from calibrate.run import run_calibration
@@ -12,6 +17,24 @@ from matgptq_vllm.core.checkpoint_writer import write_profiles
 from matgptq_vllm.core.profile import Profile
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def run_kernels() -> Callable[..., None]:
+    """``run_kernels(code, *arguments)``: Python code, or a script, that calls Triton kernels, in a process of its own: compiled
+    where there is a GPU, elsewhere in Triton's interpreter, about which Triton decides at import."""
+
+    def run(code: str | Path, *arguments: object) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        if not torch.cuda.is_available():
+            interpreter = Path(sys.prefix) / "triton-interpreter"
+            environment |= {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(interpreter)])}
+        program = [str(code)] if isinstance(code, Path) else ["-c", code]
+        command = [sys.executable, *program, *map(str, arguments)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+        assert done.returncode == 0, done.stderr
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,7 @@
 """calibrate.column_kernel against its twin: compiled where there is a GPU, elsewhere in Triton's interpreter."""
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +10,6 @@ from calibrate.column_sweep import sweep_columns
 from calibrate.objective import LevelTables
 from matgptq_vllm.core.slicing import SLICE_RULES, SliceRule
 
-ROOT = Path(__file__).parents[2]
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 WEIGHTS = torch.tensor([1.0, 2.2, 4.84, 23.4, 113.0])
@@ -64,18 +60,11 @@ if ON_GPU:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, tuple[torch.Tensor, ...]]:
+def found(tmp_path_factory: pytest.TempPathFactory, run_kernels: Callable[..., None]) -> dict[Case, tuple[torch.Tensor, ...]]:
     """What the kernel makes of each case: storage and values afterwards, codes, and what was passed on."""
     directory = tmp_path_factory.mktemp("kernel")
     torch.save([(case.rule, case.descent, case.arguments()) for case in CASES], directory / "cases.pt")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    if not ON_GPU:
-        # Triton decides at import whether it interprets, so that takes a process of its own.
-        interpreter = Path(sys.prefix) / "triton-interpreter"
-        environment |= {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(interpreter)])}
-    command = [sys.executable, "-c", INTERPRET, str(directory / "cases.pt"), str(directory / "results.pt")]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert run.returncode == 0, run.stderr
+    run_kernels(INTERPRET, directory / "cases.pt", directory / "results.pt")
     return dict(zip(CASES, torch.load(directory / "results.pt"), strict=True))
 
 

@@ -1,10 +1,7 @@
 """kernels.dense against core.slicing: compiled where there is a GPU, elsewhere in Triton's interpreter."""
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +12,6 @@ from matgptq_vllm.core.slicing import SLICE_RULES, SliceRule, bits_read, dequant
 from matgptq_vllm.kernels.dense import STRIP_BYTES, rows_per_strip
 from matgptq_vllm.kernels.layout import num_planes, to_kernel_layout
 
-ROOT = Path(__file__).parents[2]
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 LAYOUT = PlaneLayout()
@@ -133,19 +129,14 @@ PRODUCTS = [
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[Expansion | Product, torch.Tensor]:
+def found(
+    tmp_path_factory: pytest.TempPathFactory, run_kernels: Callable[..., None]
+) -> dict[Expansion | Product, torch.Tensor]:
     """What the kernel makes of each case."""
     directory = tmp_path_factory.mktemp("dense")
     cases = [*EXPANSIONS, *PRODUCTS]
     torch.save([case.request() for case in cases], directory / "cases.pt")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    if not ON_GPU:
-        # Triton decides at import whether it interprets, so that takes a process of its own.
-        interpreter = Path(sys.prefix) / "triton-interpreter"
-        environment |= {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(interpreter)])}
-    command = [sys.executable, "-c", COMPUTE, str(directory / "cases.pt"), str(directory / "results.pt")]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert run.returncode == 0, run.stderr
+    run_kernels(COMPUTE, directory / "cases.pt", directory / "results.pt")
     return dict(zip(cases, torch.load(directory / "results.pt"), strict=True))
 
 

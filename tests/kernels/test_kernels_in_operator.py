@@ -1,10 +1,7 @@
 """The operator in the kernel layout, as the plugin calls it: compiled where there is a GPU, elsewhere in the interpreter."""
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +14,6 @@ from matgptq_vllm.engine.step_buffers import StepBuffers
 from matgptq_vllm.kernels.reference import sliced_linear
 from matgptq_vllm.kernels.resident import to_resident
 
-ROOT = Path(__file__).parents[2]
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 LAYOUT = PlaneLayout()
@@ -111,18 +107,13 @@ CASES = ONE + MIXED + DENSE
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, tuple[torch.Tensor, torch.Tensor]]:
+def found(
+    tmp_path_factory: pytest.TempPathFactory, run_kernels: Callable[..., None]
+) -> dict[Case, tuple[torch.Tensor, torch.Tensor]]:
     """The product of each case, and its locks afterwards."""
     directory = tmp_path_factory.mktemp("operator")
     torch.save([(case.dense, case.arguments()) for case in CASES], directory / "cases.pt")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    if not ON_GPU:
-        # Triton decides at import whether it interprets, so that takes a process of its own.
-        interpreter = Path(sys.prefix) / "triton-interpreter"
-        environment |= {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(interpreter)])}
-    command = [sys.executable, "-c", COMPUTE, str(directory / "cases.pt"), str(directory / "results.pt")]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert run.returncode == 0, run.stderr
+    run_kernels(COMPUTE, directory / "cases.pt", directory / "results.pt")
     return dict(zip(CASES, torch.load(directory / "results.pt"), strict=True))
 
 

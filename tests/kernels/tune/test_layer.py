@@ -1,15 +1,11 @@
 """What tuning runs on a GPU, run in Triton's interpreter: everything but the clock. On a machine with a GPU, that too."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[3]
 ON_GPU = torch.cuda.is_available()
 
 RUN = """
@@ -60,17 +56,11 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict:
+def results(tmp_path_factory: pytest.TempPathFactory, run_kernels: Callable[..., None]) -> dict:
     directory = tmp_path_factory.mktemp("tune")
     # The process that compiles imports the script again, so that it has to be a file.
     (directory / "script.py").write_text(RUN)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    if not ON_GPU:
-        interpreter = Path(sys.prefix) / "triton-interpreter"
-        environment |= {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(interpreter)])}
-    command = [sys.executable, str(directory / "script.py"), str(directory / "results.json")]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert run.returncode == 0, run.stderr
+    run_kernels(directory / "script.py", directory / "results.json")
     return json.loads((directory / "results.json").read_text())
 
 
