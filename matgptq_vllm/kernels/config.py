@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-MIN_BLOCK_M = 16
+MIN_BLOCK_M = 8
 MIN_BLOCK_N = 64
 MAX_SPLIT_ROWS = 256
 """Rows up to which K may be split."""
@@ -16,7 +16,7 @@ class Config:
     """
 
     block_m: int
-    """Rows of x per program: 16 or more, a power of two."""
+    """Rows of x per program: 8 or more, a power of two."""
 
     block_n: int
     """Outputs per program: 64 or 128."""

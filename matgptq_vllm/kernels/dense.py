@@ -19,7 +19,7 @@ import triton.language as tl
 
 from matgptq_vllm.core.slicing import SliceRule
 from matgptq_vllm.kernels.gemm import lane_code
-from matgptq_vllm.kernels.lanes import as_tile, bits_needed, factor, load_words, weights
+from matgptq_vllm.kernels.lanes import bits_needed, factor, load_words, weights
 from matgptq_vllm.kernels.lanes_ptx import LaneCode
 from matgptq_vllm.kernels.layout import BLOCK_K, PAD_N, PLANE_WIDTHS
 
@@ -85,22 +85,23 @@ def _expand(
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     block = tl.program_id(1)
     tile_k = tl.arange(0, 32)
-    first_source = first_row + tl.program_id(0) * BLOCK_N
-    source = first_source + tl.arange(0, BLOCK_N)
+    source = first_row + rows
+    offsets = source[:, None] * 32 + tile_k[None, :]
     row_mask = rows < num_rows
     out = out_ptr + rows[:, None].to(tl.int64) * k
     scale = tl.load(scales + source).to(tl.float32)
     for half in tl.static_range(2):
-        half_block = block * 2 + half
-        words = (_words(plane0, half_block, first_source, n_padded, True, BLOCK_N, CODE),)
+        pair = (block * 2 + half) * n_padded * 32 + offsets
+        single = block * n_padded * 32 + offsets
+        words = (load_words(plane0, pair, CODE),)
         if BITS >= 3:
-            words = words + (_words(plane1, half_block, first_source, n_padded, False, BLOCK_N, CODE),)
+            words = words + (load_words(plane1, single, CODE),)
         if BITS >= 4:
-            words = words + (_words(plane2, half_block, first_source, n_padded, False, BLOCK_N, CODE),)
+            words = words + (load_words(plane2, single, CODE),)
         if BITS >= 6:
-            words = words + (_words(plane3, half_block, first_source, n_padded, True, BLOCK_N, CODE),)
+            words = words + (load_words(plane3, pair, CODE),)
         if BITS >= 8:
-            words = words + (_words(plane4, half_block, first_source, n_padded, True, BLOCK_N, CODE),)
+            words = words + (load_words(plane4, pair, CODE),)
         tiles = weights(words, WIDTH, half, RULE, DTYPE, CODE)
         for field in tl.static_range(8):
             if GROUP != -1 and field % TILES == 0:
@@ -110,12 +111,6 @@ def _expand(
             columns = block * _BLOCK_K + (half * 8 + field) * 32 + tile_k
             mask = row_mask[:, None] if EVEN_K else row_mask[:, None] & (columns < k)[None, :]
             tl.store(out + columns[None, :], weight.to(out_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _words(plane, half_block, first_row, n_padded, TWO_BITS: tl.constexpr, BLOCK_N: tl.constexpr, CODE: tl.constexpr):
-    lower, upper = load_words(plane, half_block, first_row, n_padded, TWO_BITS, BLOCK_N)
-    return as_tile(lower, upper, BLOCK_N, CODE)
 
 
 def dense_linear(

@@ -21,7 +21,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from matgptq_vllm.core.slicing import SliceRule
 from matgptq_vllm.kernels.config import MAX_SPLIT_ROWS, MIN_BLOCK_M, MIN_BLOCK_N, Config
-from matgptq_vllm.kernels.lanes import as_tile, bits_needed, factor, load_words, weights
+from matgptq_vllm.kernels.lanes import bits_needed, factor, load_words, weights
 from matgptq_vllm.kernels.lanes_ptx import LaneCode
 from matgptq_vllm.kernels.layout import BLOCK_K, PAD_N, PLANE_WIDTHS, padded
 
@@ -29,37 +29,42 @@ from matgptq_vllm.kernels.layout import BLOCK_K, PAD_N, PLANE_WIDTHS, padded
 @triton.jit
 def _accumulate(
     x_ptr, plane0, plane1, plane2, plane3, plane4, scales,
-    rows, row_mask, first_column, first, last, n_padded, k, stride_x,
+    rows, row_mask, columns, first, last, n_padded, k, stride_x,
     WIDTH: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr, EVEN_K: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, HALVES: tl.constexpr, PDL: tl.constexpr,
-    DTYPE: tl.constexpr, CODE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, HALVES: tl.constexpr, DTYPE: tl.constexpr,
+    CODE: tl.constexpr,
 ):  # fmt: skip
     """W @ x.T over steps first..last of K, W read at WIDTH: float32 [BLOCK_N, BLOCK_M]. A step is HALVES halves of a block."""
     BITS: tl.constexpr = bits_needed(WIDTH, RULE)
+    tile_k = tl.arange(0, 32)
+    offsets = columns[:, None] * 32 + tile_k[None, :]
     total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     # Tiles of 32 columns that share a scale; a scale per channel is applied once, at the end.
     TILES: tl.constexpr = 4 if GROUP == -1 else GROUP // 32
-    GROUPS: tl.constexpr = HALVES * (8 // TILES)
     group_k = tl.arange(0, 32 * TILES)
     x_tile = x_ptr + rows[None, :].to(tl.int64) * stride_x + group_k[:, None]
-    scale_ptr = scales + first_column + tl.arange(0, BLOCK_N)
-    # Words and scales go straight to registers, a step ahead of their use; only x passes through shared memory. After the
-    # last step its own are read once more.
-    next_words = _load_step(plane0, plane1, plane2, plane3, plane4, first, first_column, n_padded, BITS, HALVES, BLOCK_N)
-    next_scales = _load_scales(scale_ptr, first * GROUPS, n_padded, GROUP, GROUPS, BLOCK_N)
-    if PDL:
-        # Weights are older than any kernel that may still run; x is not.
-        gdc_wait()
+    GROUPS: tl.constexpr = HALVES * (8 // TILES)
+    scale_ptr = scales + columns
+    ahead = _load_scales(scale_ptr, first * GROUPS, n_padded, GROUP, GROUPS, BLOCK_N)
     for step in tl.range(first, last, num_stages=STAGES):
-        words, group_scales = next_words, next_scales
-        following = tl.minimum(step + 1, last - 1)
-        next_words = _load_step(
-            plane0, plane1, plane2, plane3, plane4, following, first_column, n_padded, BITS, HALVES, BLOCK_N
-        )
-        next_scales = _load_scales(scale_ptr, following * GROUPS, n_padded, GROUP, GROUPS, BLOCK_N)
+        # Scales are read a step ahead: unlike the planes, they do not pass through the pipeline. Past the end lies padding
+        # of the last step's own scales.
+        group_scales = ahead
+        ahead = _load_scales(scale_ptr, tl.minimum(step + 1, last - 1) * GROUPS, n_padded, GROUP, GROUPS, BLOCK_N)
         for index in tl.static_range(HALVES):
             half_block = step * HALVES + index
-            tiles = weights(_tiles(words, half_block, index, BITS, HALVES, BLOCK_N, CODE), WIDTH, index, RULE, DTYPE, CODE)
+            pair = half_block * n_padded * 32 + offsets
+            single = step * HALVES // 2 * n_padded * 32 + offsets
+            words = (load_words(plane0, pair, CODE),)
+            if BITS >= 3:
+                words = words + (_of_half(load_words(plane1, single, CODE), half_block, HALVES),)
+            if BITS >= 4:
+                words = words + (_of_half(load_words(plane2, single, CODE), half_block, HALVES),)
+            if BITS >= 6:
+                words = words + (load_words(plane3, pair, CODE),)
+            if BITS >= 8:
+                words = words + (load_words(plane4, pair, CODE),)
+            tiles = weights(words, WIDTH, index, RULE, DTYPE, CODE)
             for group in tl.static_range(8 // TILES):
                 x = _load_x(x_tile, (half_block * 8 + group * TILES) * 32, row_mask, group_k, k, EVEN_K)
                 weight = _side_by_side(tiles, group * TILES, TILES, BLOCK_N)
@@ -70,67 +75,6 @@ def _accumulate(
                     part = tl.dot(weight, x)
                 total += part * (group_scales[index * (8 // TILES) + group].to(tl.float32) * factor(WIDTH, RULE, CODE))[:, None]
     return total
-
-
-@triton.jit
-def _load_step(
-    plane0, plane1, plane2, plane3, plane4, step, first_column, n_padded,
-    BITS: tl.constexpr, HALVES: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """Words of all planes that BITS bits need, for one step: a flat tuple, see ``_place``."""
-    half_block = step * HALVES
-    words = load_words(plane0, half_block, first_column, n_padded, True, BLOCK_N)
-    if HALVES == 2:
-        words = words + load_words(plane0, half_block + 1, first_column, n_padded, True, BLOCK_N)
-    if BITS >= 3:
-        words = words + load_words(plane1, half_block, first_column, n_padded, False, BLOCK_N)
-    if BITS >= 4:
-        words = words + load_words(plane2, half_block, first_column, n_padded, False, BLOCK_N)
-    if BITS >= 6:
-        words = words + load_words(plane3, half_block, first_column, n_padded, True, BLOCK_N)
-        if HALVES == 2:
-            words = words + load_words(plane3, half_block + 1, first_column, n_padded, True, BLOCK_N)
-    if BITS >= 8:
-        words = words + load_words(plane4, half_block, first_column, n_padded, True, BLOCK_N)
-        if HALVES == 2:
-            words = words + load_words(plane4, half_block + 1, first_column, n_padded, True, BLOCK_N)
-    return words
-
-
-@triton.constexpr_function
-def _place(plane, half, halves):
-    """Where the words of a plane's half block begin in what ``_load_step`` returns."""
-    lengths = [2 if width == 1 else 2 * halves for width in (2, 1, 1, 2, 2)]
-    return sum(lengths[:plane]) + (0 if plane in (1, 2) else 2 * half)
-
-
-@triton.jit
-def _tiles(
-    words, half_block, HALF: tl.constexpr, BITS: tl.constexpr, HALVES: tl.constexpr, BLOCK_N: tl.constexpr, CODE: tl.constexpr
-):
-    """The step's words as tiles [BLOCK_N, 32], one per plane, of one half block."""
-    tiles = (_tile(words, half_block, 0, HALF, HALVES, BLOCK_N, CODE),)
-    if BITS >= 3:
-        tiles = tiles + (_tile(words, half_block, 1, HALF, HALVES, BLOCK_N, CODE),)
-    if BITS >= 4:
-        tiles = tiles + (_tile(words, half_block, 2, HALF, HALVES, BLOCK_N, CODE),)
-    if BITS >= 6:
-        tiles = tiles + (_tile(words, half_block, 3, HALF, HALVES, BLOCK_N, CODE),)
-    if BITS >= 8:
-        tiles = tiles + (_tile(words, half_block, 4, HALF, HALVES, BLOCK_N, CODE),)
-    return tiles
-
-
-@triton.jit
-def _tile(
-    words, half_block, PLANE: tl.constexpr, HALF: tl.constexpr, HALVES: tl.constexpr, BLOCK_N: tl.constexpr, CODE: tl.constexpr
-):
-    PLACE: tl.constexpr = _place(PLANE, HALF, HALVES)
-    lower, upper = words[PLACE], words[PLACE + 1]
-    if HALVES == 1 and (PLANE == 1 or PLANE == 2):
-        # Bits of this half block are moved to where half 0 has them.
-        lower, upper = lower >> (half_block % 2), upper >> (half_block % 2)
-    return as_tile(lower, upper, BLOCK_N, CODE)
 
 
 @triton.jit
@@ -156,6 +100,14 @@ def _load_scales(scale_ptr, group, n_padded, GROUP: tl.constexpr, GROUPS: tl.con
         else:
             result = result + (tl.load(scale_ptr + (group + index) * n_padded),)
     return result
+
+
+@triton.jit
+def _of_half(words, half_block, HALVES: tl.constexpr):
+    """Words of a one-bit plane such that the bits of this half block lie where half 0 has them."""
+    if HALVES == 1:
+        words = words >> (half_block % 2).to(words.dtype)
+    return words
 
 
 @triton.jit
@@ -185,8 +137,7 @@ def _gemm_kernel(
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     row_mask = rows < m
-    first_column = column_tile * BLOCK_N
-    columns = first_column + tl.arange(0, BLOCK_N)
+    columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     first = split * blocks // SPLIT * (2 // HALVES)
     last = (split + 1) * blocks // SPLIT * (2 // HALVES)
     if PDL:
@@ -198,16 +149,18 @@ def _gemm_kernel(
         # Whatever the order holds, nothing outside of x and y is touched.
         row_mask = row_mask & (rows < m)
     if len(WIDTHS) == 1:
+        if PDL:
+            gdc_wait()
         total = _accumulate(
-            x_ptr, plane0, plane1, plane2, plane3, plane4, scales, rows, row_mask, first_column, first, last, n_padded, k,
-            stride_x, WIDTHS[0], RULE, GROUP, EVEN_K, BLOCK_M, BLOCK_N, STAGES, HALVES, PDL, DTYPE, CODE,
+            x_ptr, plane0, plane1, plane2, plane3, plane4, scales, rows, row_mask, columns, first, last, n_padded, k, stride_x,
+            WIDTHS[0], RULE, GROUP, EVEN_K, BLOCK_M, BLOCK_N, STAGES, HALVES, DTYPE, CODE,
         )  # fmt: skip
     else:
         profiles = tl.load(token_profiles + rows, mask=row_mask, other=0)
         row_widths = tl.load(profile_widths + profiles, mask=row_mask, other=0)
+        if PDL:
+            gdc_wait()
         if SOME_DONE:
-            if PDL:
-                gdc_wait()
             # Those rows have no width here, so nothing is computed for them.
             row_mask = row_mask & (row_widths != tl.load(done_width))
             row_widths = tl.where(row_mask, row_widths, 0)
@@ -216,8 +169,8 @@ def _gemm_kernel(
         for index in tl.static_range(len(WIDTHS) - 1, -1, -1):
             if tl.max((row_widths == WIDTHS[index]).to(tl.int32), 0) > 0:
                 of_width = _accumulate(
-                    x_ptr, plane0, plane1, plane2, plane3, plane4, scales, rows, row_mask, first_column, first, last, n_padded,
-                    k, stride_x, WIDTHS[index], RULE, GROUP, EVEN_K, BLOCK_M, BLOCK_N, STAGES, HALVES, PDL, DTYPE, CODE,
+                    x_ptr, plane0, plane1, plane2, plane3, plane4, scales, rows, row_mask, columns, first, last, n_padded, k,
+                    stride_x, WIDTHS[index], RULE, GROUP, EVEN_K, BLOCK_M, BLOCK_N, STAGES, HALVES, DTYPE, CODE,
                 )  # fmt: skip
                 total = tl.where((row_widths == WIDTHS[index])[None, :], of_width, total)
     out = rows[None, :].to(tl.int64) * n + columns[:, None]

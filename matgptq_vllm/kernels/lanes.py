@@ -41,38 +41,23 @@ def _constraints(code, width, half, rule):
 
 
 @triton.jit
-def load_words(plane, half_block, first_row, n_padded, TWO_BITS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Words of a plane for BLOCK_N rows of a half block, or of the block that it lies in if the plane has one bit: int32
-    [BLOCK_N * 8] of the lower eight rows of every strip of 16, and as many of the upper."""
-    if not TWO_BITS:
-        half_block = half_block // 2
-    source = plane + (half_block * n_padded * 16 + first_row * 8) + tl.arange(0, BLOCK_N * 8)
-    return (tl.load(source), tl.load(source + n_padded * 8))
-
-
-@triton.jit
-def as_tile(lower, upper, BLOCK_N: tl.constexpr, CODE: tl.constexpr):
-    """``load_words`` as a tile [BLOCK_N, 32], in the order of a tensor core's operand, so that nothing moves.
-
-    For PTX int16: an element is half of its pair's word. For plain Triton, which sees one column at a time, int32: the two
-    bytes of its column.
-    """
-    # strip, row of eight, pair of the lane, pairs / 2, pairs % 2
-    lower = tl.reshape(lower, (BLOCK_N // 16, 8, 4, 2, 2))
-    upper = tl.reshape(upper, (BLOCK_N // 16, 8, 4, 2, 2))
-    words = tl.join(lower, upper)
+def load_words(plane, offsets, CODE: tl.constexpr):
+    """Words of a plane, int16. For plain Triton, which sees one column at a time, a pair of them: the word's two halves."""
     if CODE is not None:
-        columns = tl.join(words.to(tl.int16), (words >> 16).to(tl.int16))
+        words = tl.load(plane + offsets)
     else:
-        columns = tl.join(words & 0xFF | (words >> 8) & 0xFF00, (words >> 8) & 0xFF | (words >> 16) & 0xFF00)
-    return columns.permute(0, 5, 1, 3, 4, 2, 6).reshape(BLOCK_N, 32)
+        even = offsets // 2 * 2
+        byte = (offsets % 2) * 8
+        words = (tl.load(plane + even).to(tl.int32) >> byte) & 0xFF
+        words |= ((tl.load(plane + even + 1).to(tl.int32) >> byte) & 0xFF) << 8
+    return words
 
 
 @triton.jit
 def weights(words, WIDTH: tl.constexpr, HALF: tl.constexpr, RULE: tl.constexpr, DTYPE: tl.constexpr, CODE: tl.constexpr):
     """The eight tiles of a half of a block, DTYPE [rows, 32], in units of scale times ``factor``.
 
-    ``words`` is a tuple: ``as_tile`` of as many planes as the width needs.
+    ``words`` is a tuple: ``load_words`` of as many planes as the width needs.
     """
     if CODE is not None:
         text: tl.constexpr = _text(CODE, WIDTH, HALF, RULE)

@@ -1,20 +1,19 @@
 """Kernel layout: a layer's planes and scales as the Triton kernels read them. Made once, after loading; nothing else knows it.
 
 A layer [N, K] is padded with zero codes to N' (a multiple of 128) and K' (of 512). A block of 512 columns is 16 tiles of
-32, in two halves. The codes of a pair of columns (2c, 2c + 1) of all tiles lie in the same 32-bit word, because tensor cores
-take such pairs together: shifting a word turns one tile into the next, and no code crosses a thread.
+32, in two halves. The codes of a pair of columns (2c, 2c + 1) of all tiles lie in the same 32-bit words, at (block, row, c),
+because tensor cores take such pairs together: shifting a word turns one tile into the next, and no code crosses a thread.
 
-    name     dtype  shape                               word (block b, half h), byte 2 * (f / 4) + (column is odd)
-    plane 0  int32  [K' / 512, 2, 2, N' / 16, 32, 4]    bits 2p, 2p + 1: bits 6, 7 of the code in tile 8h + f
-    plane 1  int32  [K' / 512, 2, N' / 16, 32, 4]       bit 2p + h: bit 5 of the code in tile 8h + f
-    plane 2  int32  [K' / 512, 2, N' / 16, 32, 4]       bit 2p + h: bit 4
-    plane 3  int32  [K' / 512, 2, 2, N' / 16, 32, 4]    bits 2p, 2p + 1: bits 2, 3
-    plane 4  int32  [K' / 512, 2, 2, N' / 16, 32, 4]    bits 2p, 2p + 1: bits 0, 1
+    name     dtype  shape                       word (block b, half h, row n, pair c), byte 2 * (f / 4) + (column is odd)
+    plane 0  int16  [K' / 512, 2, N', 32]       bits 2p, 2p + 1: bits 6, 7 of the code in tile 8h + f
+    plane 1  int16  [K' / 512, N', 32]          bit 2p + h: bit 5 of the code in tile 8h + f
+    plane 2  int16  [K' / 512, N', 32]          bit 2p + h: bit 4
+    plane 3  int16  [K' / 512, 2, N', 32]       bits 2p, 2p + 1: bits 2, 3
+    plane 4  int16  [K' / 512, 2, N', 32]       bits 2p, 2p + 1: bits 0, 1
     scales   any    [groups of K', N'], or [1, N'] for one scale per channel; padding has scale 0
 
-f = 0..7 is a field and p = f mod 4. The last four axes are (upper, strip, lane, pairs): the word of row n and pair c of a
-tile is at upper = n / 8 mod 2, strip = n / 16, lane = 4 * (n mod 8) + c mod 4, pairs = c / 4. That is how the tensor cores'
-left operand lies in a warp's registers, so a thread reads its own words, 16 bytes at a time, and a warp 512 bytes in a row.
+f = 0..7 is a field and p = f mod 4. A row of a block is 64 bytes of a plane, and rows follow each other, so tiles of rows
+are contiguous. Tensors are int16 because tiles of weights have as many elements.
 """
 
 from collections.abc import Sequence
@@ -46,12 +45,6 @@ def padded(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def plane_shapes(n: int, k: int) -> list[tuple[int, ...]]:
-    """Shapes of all planes of a layer with ``n`` outputs and ``k`` inputs; they are int32."""
-    blocks, strips = padded(k, BLOCK_K) // BLOCK_K, padded(n, PAD_N) // 16
-    return [(blocks, 2, 2, strips, 32, 4) if width == 2 else (blocks, 2, strips, 32, 4) for width in PLANE_WIDTHS]
-
-
 def to_kernel_layout(
     planes: Sequence[torch.Tensor], scales: torch.Tensor, layout: PlaneLayout, k: int, group_size: int
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -71,32 +64,34 @@ def to_kernel_layout(
     # Of the last plane, some bits may not be given; they stay 0 and no width that is held reads them.
     count = num_planes(bits)
     n_padded, blocks = padded(n, PAD_N), padded(k, BLOCK_K) // BLOCK_K
-    result = [torch.empty(shape, dtype=torch.int32, device=scales.device) for shape in plane_shapes(n, k)[:count]]
-    for start in range(0, n_padded, ROWS_AT_ONCE):
-        rows = slice(start, min(start + ROWS_AT_ONCE, n_padded))
+    result = [
+        torch.zeros(
+            (blocks, 2, n_padded, TILE_K) if width == 2 else (blocks, n_padded, TILE_K), dtype=torch.int16, device=scales.device
+        )
+        for width in PLANE_WIDTHS[:count]
+    ]
+    for start in range(0, n, ROWS_AT_ONCE):
+        rows = slice(start, min(start + ROWS_AT_ONCE, n))
         codes = layout.join([plane[rows] for plane in planes], k)
-        codes = torch.nn.functional.pad(codes, (0, 0, 0, rows.stop - rows.start - len(codes)))
         for plane, target in enumerate(result):
-            target[..., rows.start // 16 : rows.stop // 16, :, :] = _words(codes, plane, blocks)
+            target[..., rows, :] = _words(codes, plane, blocks)
     return result, _kernel_scales(scales, n_padded, blocks, group_size)
 
 
 def _words(codes: torch.Tensor, plane: int, blocks: int) -> torch.Tensor:
-    """uint8 [n, k], n a multiple of 16 -> int32 [blocks, 2, 2, n / 16, 32, 4]; without the second axis for a one-bit plane."""
+    """uint8 [n, k] -> int16 [blocks, 2, n, 32] (plane of two bits) or [blocks, n, 32]."""
     n, k = codes.shape
     width = PLANE_WIDTHS[plane]
     bits = (codes >> (8 - sum(PLANE_WIDTHS[: plane + 1]))) & ((1 << width) - 1)
-    # strip, upper, row of eight, block, half, upper half of the fields, place, pairs, lane's pair, odd column
-    shape = (n // 16, 2, 8, blocks, 2, 2, 4, 4, 4, 2)
-    bits = torch.nn.functional.pad(bits, (0, blocks * BLOCK_K - k)).view(shape)
-    lanes = torch.zeros_like(bits[:, :, :, :, :, :, 0])
+    # n, block, half, upper half of the fields, place, pair, odd column
+    bits = torch.nn.functional.pad(bits, (0, blocks * BLOCK_K - k)).view(n, blocks, 2, 2, 4, TILE_K // 2, 2)
+    lanes = torch.zeros((n, blocks, 2, 2, TILE_K // 2, 2), dtype=torch.uint8, device=codes.device)
     for place in range(4):
-        lanes |= bits[:, :, :, :, :, :, place] << (2 * place)
+        lanes |= bits[:, :, :, :, place] << (2 * place)
     if width == 1:
-        lanes = lanes[:, :, :, :, :1] | (lanes[:, :, :, :, 1:] << 1)
-    # A word's four bytes: both columns of the lower fields, then both of the upper.
-    words = lanes.permute(3, 4, 1, 0, 2, 7, 6, 5, 8).contiguous().flatten(-2).view(torch.int32)
-    words = words.view(blocks, -1, 2, n // 16, 32, 4)
+        lanes = (lanes[:, :, :1] | (lanes[:, :, 1:] << 1)).contiguous()
+    # A pair's four bytes: both columns of the lower fields, then both of the upper.
+    words = lanes.permute(1, 2, 0, 4, 3, 5).contiguous().view(torch.int16).flatten(3)
     return words if width == 2 else words[:, 0]
 
 

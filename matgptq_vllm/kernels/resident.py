@@ -20,7 +20,7 @@ class Resident(NamedTuple):
     """What a layer holds for the kernels; arguments of ``ops.sliced_linear``."""
 
     planes: list[torch.Tensor]
-    """int32, see ``kernels.layout``."""
+    """int16, see ``kernels.layout``."""
     scales: torch.Tensor
     """[groups, padded N]."""
     locks: torch.Tensor

@@ -25,13 +25,10 @@ def test_weights_are_the_levels_of_the_rule(width: int, rule: SliceRule, dtype: 
     needed = planes[: num_planes(bits_needed(width, rule))]
     found = torch.empty(8, 512, dtype=torch.float64)
     for half in (0, 1):
-        # The rows are the lower eight of strip 0: words [32 lanes, 4].
-        words = [(plane[0, 0, 0] if plane.dim() == 5 else plane[0, half, 0, 0]).numpy().view(np.uint32) for plane in needed]
+        words = [(plane[0] if plane.dim() == 3 else plane[0, half])[:8].numpy().view(np.uint32) for plane in needed]
         for field, output in enumerate(emulate(weights(width, half, rule, dtype), words, dtype)):
-            numbers = torch.from_numpy(output.view(np.int16)).view(TYPES[dtype]).double() * level_factor(width, rule, dtype)
-            # row, pair of the lane, pairs, column of the pair
-            tile = numbers.view(8, 4, 4, 2).permute(0, 2, 1, 3).reshape(8, 32)
-            found[:, 32 * (8 * half + field) :][:, :32] = tile
+            tile = torch.from_numpy(output.view(np.int16)).view(TYPES[dtype]).double()
+            found[:, 32 * (8 * half + field) :][:, :32] = tile * level_factor(width, rule, dtype)
     expected = levels(codes, width, rule).double()
     error = ((found - expected).norm() / expected.norm()).item()
     if rule == "curved":

@@ -5,7 +5,7 @@ import torch
 
 from matgptq_vllm.core.planes import PlaneLayout
 from matgptq_vllm.core.slicing import num_groups
-from matgptq_vllm.kernels.layout import BLOCK_K, PAD_N, PLANE_WIDTHS, num_planes, padded, plane_shapes, to_kernel_layout
+from matgptq_vllm.kernels.layout import BLOCK_K, PAD_N, PLANE_WIDTHS, num_planes, padded, to_kernel_layout
 
 LAYOUT = PlaneLayout()
 
@@ -21,13 +21,10 @@ def bit_of(words: torch.Tensor, plane: int, row: int, column: int, bit: int) -> 
     block, within = divmod(column, BLOCK_K)
     tile, column_of_tile = divmod(within, 32)
     half, field = divmod(tile, 8)
-    upper_fields, place = divmod(field, 4)
+    upper, place = divmod(field, 4)
     pair, odd = divmod(column_of_tile, 2)
-    strip, row_of_strip = divmod(row, 16)
-    upper, row_of_eight = divmod(row_of_strip, 8)
-    of_block = words[block, half] if PLANE_WIDTHS[plane] == 2 else words[block]
-    word = of_block[upper, strip, 4 * row_of_eight + pair % 4, pair // 4].item()
-    byte = word >> (8 * (2 * upper_fields + odd))
+    row_of_words = words[block, half, row] if PLANE_WIDTHS[plane] == 2 else words[block, row]
+    byte = row_of_words.contiguous().view(torch.uint8)[4 * pair + 2 * upper + odd].item()
     return byte >> (2 * place + (bit if PLANE_WIDTHS[plane] == 2 else half)) & 1
 
 
@@ -53,15 +50,13 @@ def test_sizes_are_padded_and_padding_is_zero() -> None:
     codes, scales = random_layer(130, 520, 32)
     planes, kernel_scales = to_kernel_layout(LAYOUT.split(codes), scales, LAYOUT, 520, 32)
     n = padded(130, PAD_N)
-    pairs, single = (2, 2, 2, n // 16, 32, 4), (2, 2, n // 16, 32, 4)
-    assert [tuple(plane.shape) for plane in planes] == [pairs, single, single, pairs, pairs] == plane_shapes(130, 520)
-    assert all(plane.dtype == torch.int32 for plane in planes)
+    assert [tuple(plane.shape) for plane in planes] == [(2, 2, n, 32), (2, n, 32), (2, n, 32), (2, 2, n, 32), (2, 2, n, 32)]
+    assert all(plane.dtype == torch.int16 for plane in planes)
     assert kernel_scales.shape == (32, n)
     assert torch.equal(kernel_scales[:17, :130], scales.T)
     assert kernel_scales[17:].abs().sum() == 0
     assert kernel_scales[:, 130:].abs().sum() == 0
-    # Rows 136 to 143 and all later ones; rows 130 to 135 share lanes with none that is there.
-    assert all(plane[..., 1, 8, :, :].abs().sum() == 0 and plane[..., 9:, :, :].abs().sum() == 0 for plane in planes)
+    assert all(plane[..., 130:, :].abs().sum() == 0 for plane in planes)
 
 
 def test_a_row_of_a_plane_takes_its_share_of_the_codes_bytes() -> None:

@@ -81,7 +81,7 @@ def run_once(problem: Problem, config: Config, device: torch.device) -> bool:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     plane_shapes, scales_shape = kernel_shapes(problem.n, problem.k, problem.group_size)
-    planes = [torch.zeros(shape, dtype=torch.int32, device=device) for shape in plane_shapes]
+    planes = [torch.zeros(shape, dtype=torch.int16, device=device) for shape in plane_shapes]
     scales = torch.zeros(scales_shape, dtype=torch.bfloat16, device=device)
     x = torch.zeros(problem.bucket, problem.k, dtype=torch.bfloat16, device=device)
     rows = torch.zeros(problem.bucket, dtype=torch.int32, device=device)

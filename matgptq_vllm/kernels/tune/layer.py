@@ -13,7 +13,7 @@ from matgptq_vllm.kernels.bench.timing import capture, num_calls, num_copies, ta
 from matgptq_vllm.kernels.config import Config
 from matgptq_vllm.kernels.dense import dense_linear
 from matgptq_vllm.kernels.gemm import num_locks, sliced_gemm
-from matgptq_vllm.kernels.layout import BLOCK_K, PAD_N, padded, plane_shapes
+from matgptq_vllm.kernels.layout import BLOCK_K, PAD_N, PLANE_WIDTHS, TILE_K, padded
 from matgptq_vllm.kernels.tuning import Problem
 
 Call = Callable[[torch.Tensor], torch.Tensor]
@@ -31,7 +31,10 @@ TYPICAL_ROWS = ((UNIFORM_WIDTH,), (4, 8))
 def kernel_shapes(n: int, k: int, group_size: int) -> tuple[list[tuple[int, ...]], tuple[int, int]]:
     """Shapes of a layer's planes and of its scales in the kernel layout."""
     blocks, n_padded = padded(k, BLOCK_K) // BLOCK_K, padded(n, PAD_N)
-    return plane_shapes(n, k), (1 if group_size == -1 else blocks * BLOCK_K // group_size, n_padded)
+    planes: list[tuple[int, ...]] = [
+        (blocks, 2, n_padded, TILE_K) if width == 2 else (blocks, n_padded, TILE_K) for width in PLANE_WIDTHS
+    ]
+    return planes, (1 if group_size == -1 else blocks * BLOCK_K // group_size, n_padded)
 
 
 class RandomLayer:
@@ -43,7 +46,7 @@ class RandomLayer:
         planes, scales = kernel_shapes(n, k, group_size)
         self._copies = [
             (
-                [torch.randint(-(1 << 31), 1 << 31, shape, dtype=torch.int32, device=device) for shape in planes],
+                [torch.randint(-(1 << 15), 1 << 15, shape, dtype=torch.int16, device=device) for shape in planes],
                 (torch.rand(scales, device=device) * 1e-3 + 1e-3).bfloat16(),
             )
             for _ in range(num_copies(self._bytes_read(narrowest)))
