@@ -35,3 +35,22 @@ def test_a_load_test_reports_every_precision(v1_server: ReplicaServer, profiled_
         result = json.loads((tmp_path / f"precision-{precision}.json").read_text())
         assert (result["completed"], result["failed"]) == (6, 0)
     assert all(gained[other] == 0 for other in ("2", "4", "6", "mix-kind"))
+
+
+def test_mixed_batches_answer_as_single_requests_do(v1_server: ReplicaServer, evaluation_text: Path, tmp_path: Path) -> None:
+    def agreement(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "loadtests.agreement", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=engine_environment("v1"), cwd=ROOT, timeout=300)
+
+    for name, concurrency in (("mixed", "12"), ("single", "1")):
+        options = ["--text", str(evaluation_text), "--precisions", "2,4,mix-depth", "--num-prompts", "4", "--max-tokens", "8"]
+        run = agreement(
+            "record", v1_server.url, *options, "--concurrency", concurrency, "--out", str(tmp_path / f"{name}.json")
+        )
+        assert run.returncode == 0, run.stdout + run.stderr
+    run = agreement("compare", str(tmp_path / "single.json"), str(tmp_path / "mixed.json"))
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "of 12 answers are equal" in run.stdout
+    answers = json.loads((tmp_path / "mixed.json").read_text())
+    by_precision = {p: [a["tokens"] for a in answers if a["precision"] == p] for p in ("2", "4", "mix-depth")}
+    assert by_precision["2"] != by_precision["4"] != by_precision["mix-depth"]
