@@ -43,8 +43,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         CORE, "matgptq_vllm.engine", "matgptq_vllm.compat", "huggingface_hub", "numpy", "packaging", "torch", "vllm",
     ),
     "matgptq_vllm.plugin": (
-        CORE, "matgptq_vllm.kernels.ops", "matgptq_vllm.kernels.resident", "matgptq_vllm.engine", "matgptq_vllm.compat",
-        "matgptq_vllm.plugin", "torch", "vllm",
+        CORE, "matgptq_vllm.kernels.capability", "matgptq_vllm.kernels.ops", "matgptq_vllm.kernels.resident",
+        "matgptq_vllm.engine", "matgptq_vllm.compat", "matgptq_vllm.plugin", "torch", "vllm",
     ),
     "calibrate": (
         CORE, "calibrate", "matgptq_vllm.__init__", "numpy", "safetensors", "torch", "tqdm", "transformers", "datasets",

@@ -47,8 +47,8 @@ def _accumulate(
     scale_ptr = scales + columns
     ahead = _load_scales(scale_ptr, first * GROUPS, n_padded, GROUP, GROUPS, BLOCK_N)
     for step in tl.range(first, last, num_stages=STAGES):
-        # Scales are read a step ahead: unlike the planes, they do not pass through the pipeline. Past the end lies padding
-        # of the last step's own scales.
+        # Scales are read a step ahead: unlike the planes, they do not pass through the pipeline. The last step reads its own
+        # once more.
         group_scales = ahead
         ahead = _load_scales(scale_ptr, tl.minimum(step + 1, last - 1) * GROUPS, n_padded, GROUP, GROUPS, BLOCK_N)
         for index in tl.static_range(HALVES):

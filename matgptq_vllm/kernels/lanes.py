@@ -10,18 +10,14 @@ import triton
 import triton.language as tl
 
 from matgptq_vllm.core.slicing import BEND_LINEAR, BEND_SQUARE, ZERO_LEVEL
+from matgptq_vllm.kernels import lanes_ptx
 
 _ZERO = tl.constexpr(float(ZERO_LEVEL))
 _LINEAR = tl.constexpr(BEND_LINEAR)
 _SQUARE = tl.constexpr(BEND_SQUARE)
 
 
-@triton.constexpr_function
-def bits_needed(width, rule):
-    """Bits of whole planes that decide the value at a width. Twin of ``lanes_ptx.bits_needed``: no plain function is
-    allowed here."""
-    bits = min(width + 1, 8) if rule == "round" else width
-    return min([held for held in (2, 3, 4, 6, 8) if held >= bits])
+bits_needed = triton.constexpr_function(lanes_ptx.bits_needed)
 
 
 @triton.constexpr_function

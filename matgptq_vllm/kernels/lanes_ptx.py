@@ -72,8 +72,9 @@ class LaneCode:
         return hashlib.sha256("".join(texts).encode()).hexdigest()
 
 
-def bits_needed(width: int, rule: SliceRule) -> int:
+def bits_needed(width: int, rule: str) -> int:
     """Bits of whole planes that decide the value at a width: one of ``HELD_BITS``."""
+    # Kernels call it while they are compiled, so Triton reads this source, and allows plain types only in annotations.
     bits = min(width + 1, PARENT_WIDTH) if rule == "round" else width
     return next(held for held in HELD_BITS if held >= bits)
 

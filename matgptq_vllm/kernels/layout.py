@@ -45,6 +45,12 @@ def padded(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
+def plane_shapes(n: int, k: int) -> list[tuple[int, ...]]:
+    """Shapes of all planes of a layer with ``n`` outputs and ``k`` inputs; they are int16."""
+    blocks, n_padded = padded(k, BLOCK_K) // BLOCK_K, padded(n, PAD_N)
+    return [(blocks, 2, n_padded, TILE_K) if width == 2 else (blocks, n_padded, TILE_K) for width in PLANE_WIDTHS]
+
+
 def to_kernel_layout(
     planes: Sequence[torch.Tensor], scales: torch.Tensor, layout: PlaneLayout, k: int, group_size: int
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -64,12 +70,7 @@ def to_kernel_layout(
     # Of the last plane, some bits may not be given; they stay 0 and no width that is held reads them.
     count = num_planes(bits)
     n_padded, blocks = padded(n, PAD_N), padded(k, BLOCK_K) // BLOCK_K
-    result = [
-        torch.zeros(
-            (blocks, 2, n_padded, TILE_K) if width == 2 else (blocks, n_padded, TILE_K), dtype=torch.int16, device=scales.device
-        )
-        for width in PLANE_WIDTHS[:count]
-    ]
+    result = [torch.zeros(shape, dtype=torch.int16, device=scales.device) for shape in plane_shapes(n, k)[:count]]
     for start in range(0, n, ROWS_AT_ONCE):
         rows = slice(start, min(start + ROWS_AT_ONCE, n))
         codes = layout.join([plane[rows] for plane in planes], k)

@@ -5,15 +5,12 @@ from typing import NamedTuple
 
 import torch
 
-from matgptq_vllm.core.errors import UnsupportedError
 from matgptq_vllm.core.planes import PlaneLayout
+from matgptq_vllm.kernels.capability import check_capability
 from matgptq_vllm.kernels.layout import to_kernel_layout
 
 KERNEL_DTYPES = (torch.bfloat16, torch.float16)
 """Activations that the kernels multiply."""
-
-MIN_CAPABILITY = 80
-"""Compute capability 8.0: the oldest GPU with bfloat16 arithmetic."""
 
 
 class Resident(NamedTuple):
@@ -37,12 +34,7 @@ def kernels_run(device: torch.device, dtype: torch.dtype) -> bool:
     """
     if device.type != "cuda":
         return False
-    major, minor = torch.cuda.get_device_capability(device)
-    if 10 * major + minor < MIN_CAPABILITY:
-        raise UnsupportedError(
-            f"{torch.cuda.get_device_name(device)} has compute capability {major}.{minor}; matgptq-vllm needs "
-            f"{MIN_CAPABILITY / 10} or more (Ampere, Ada, Hopper, Blackwell). Use such a GPU, or vLLM's CPU build"
-        )
+    check_capability(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device), "matgptq-vllm needs")
     return dtype in KERNEL_DTYPES
 
 

@@ -17,9 +17,9 @@ from math import log
 
 import torch
 
-from matgptq_vllm.core.errors import UnsupportedError
 from matgptq_vllm.core.slicing import SliceRule
 from matgptq_vllm.kernels import tables
+from matgptq_vllm.kernels.capability import MIN_CAPABILITY, check_capability
 from matgptq_vllm.kernels.config import MAX_SPLIT_ROWS, MIN_BLOCK_M, Config
 from matgptq_vllm.kernels.lanes_ptx import HELD_BITS, bits_needed
 from matgptq_vllm.kernels.layout import BLOCK_K, PAD_N, PLANE_WIDTHS, padded
@@ -28,7 +28,6 @@ from matgptq_vllm.kernels.tables import SEVERAL, Key, Table
 DENSE_FROM = 512
 """M from which the dense path is taken where no table knows better."""
 
-MIN_CAPABILITY = (8, 0)
 OVERLAP_CAPABILITY = (9, 0)
 """First with programmatic dependent launch."""
 
@@ -186,11 +185,7 @@ def hardware_of(device: torch.device) -> Hardware:
         return Hardware(device.type, num_sms=1, shared_bytes=96 << 10, capability=MIN_CAPABILITY)
     properties = torch.cuda.get_device_properties(device)
     capability = (properties.major, properties.minor)
-    if capability < MIN_CAPABILITY:
-        raise UnsupportedError(
-            f"{properties.name} has compute capability {capability[0]}.{capability[1]}; "
-            f"the kernels need {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]} or more"
-        )
+    check_capability(properties.name, capability)
     shared_bytes = properties.shared_memory_per_multiprocessor - RESERVED_BYTES
     return Hardware(properties.name, properties.multi_processor_count, shared_bytes, capability)
 

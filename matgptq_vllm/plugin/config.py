@@ -14,7 +14,7 @@ from matgptq_vllm.compat.versions import check_vllm_version
 from matgptq_vllm.core.errors import FormatError, UnsupportedError
 from matgptq_vllm.core.manifest import CONFIG_FILE, MANIFEST_FILE
 from matgptq_vllm.core.parent import QUANT_METHOD, ParentSpec
-from matgptq_vllm.kernels.resident import MIN_CAPABILITY
+from matgptq_vllm.kernels.capability import MIN_CAPABILITY
 from matgptq_vllm.plugin.linear import MatGPTQLinearMethod
 
 
@@ -39,7 +39,8 @@ class MatGPTQConfig(QuantizationConfig):
 
     @classmethod
     def get_min_capability(cls) -> int:
-        return MIN_CAPABILITY
+        major, minor = MIN_CAPABILITY
+        return 10 * major + minor
 
     @staticmethod
     def get_config_filenames() -> list[str]:

@@ -8,8 +8,7 @@ from matgptq_vllm.core.errors import MatGPTQError, UnsupportedError
 from matgptq_vllm.kernels.bench import plot, report
 from matgptq_vllm.kernels.bench.options import BenchOptions, parse_options
 from matgptq_vllm.kernels.bench.results import Device, Results, as_json
-
-MIN_CAPABILITY = (8, 0)
+from matgptq_vllm.kernels.capability import check_capability
 
 JSON_FILE = "results.json"
 MARKDOWN_FILE = "report.md"
@@ -48,12 +47,7 @@ def _check_device() -> None:
         raise UnsupportedError(
             "no CUDA GPU is visible to torch; this benchmark times GPU kernels: run it on a machine with one"
         )
-    found = torch.cuda.get_device_capability()
-    if found < MIN_CAPABILITY:
-        raise UnsupportedError(
-            f"{torch.cuda.get_device_name()} has compute capability {found[0]}.{found[1]}; "
-            f"the kernels need {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]} or more"
-        )
+    check_capability(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
 
 
 def _run(options: BenchOptions) -> int:

@@ -6,14 +6,13 @@ from functools import partial
 
 import torch
 
-from matgptq_vllm.core.precision import PARENT_WIDTH
-from matgptq_vllm.core.slicing import num_groups
-from matgptq_vllm.kernels.bench.competitors import relative_error
+from matgptq_vllm.kernels.bench.competitors import bytes_of_codes_and_scales, relative_error
+from matgptq_vllm.kernels.bench.shapes import GemmShape
 from matgptq_vllm.kernels.bench.timing import capture, num_calls, num_copies, take_turns, time_round
 from matgptq_vllm.kernels.config import Config
 from matgptq_vllm.kernels.dense import dense_linear
 from matgptq_vllm.kernels.gemm import num_locks, sliced_gemm
-from matgptq_vllm.kernels.layout import BLOCK_K, PAD_N, PLANE_WIDTHS, TILE_K, padded
+from matgptq_vllm.kernels.layout import BLOCK_K, PAD_N, padded, plane_shapes
 from matgptq_vllm.kernels.tuning import Problem
 
 Call = Callable[[torch.Tensor], torch.Tensor]
@@ -31,10 +30,7 @@ TYPICAL_ROWS = ((UNIFORM_WIDTH,), (4, 8))
 def kernel_shapes(n: int, k: int, group_size: int) -> tuple[list[tuple[int, ...]], tuple[int, int]]:
     """Shapes of a layer's planes and of its scales in the kernel layout."""
     blocks, n_padded = padded(k, BLOCK_K) // BLOCK_K, padded(n, PAD_N)
-    planes: list[tuple[int, ...]] = [
-        (blocks, 2, n_padded, TILE_K) if width == 2 else (blocks, n_padded, TILE_K) for width in PLANE_WIDTHS
-    ]
-    return planes, (1 if group_size == -1 else blocks * BLOCK_K // group_size, n_padded)
+    return plane_shapes(n, k), (1 if group_size == -1 else blocks * BLOCK_K // group_size, n_padded)
 
 
 class RandomLayer:
@@ -128,4 +124,4 @@ class RandomLayer:
         return {key: timing.median_us for key, timing in timings.items()}
 
     def _bytes_read(self, width: int) -> int:
-        return self._n * (self._k * width // PARENT_WIDTH + 2 * num_groups(self._k, self._group_size))
+        return bytes_of_codes_and_scales(GemmShape("", self._n, self._k), width, self._group_size)
