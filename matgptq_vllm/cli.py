@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import calibrate.cli
 import matgptq_vllm.kernels.tune.cli
 import serve.cli
+import serve.keys_cli
 from matgptq_vllm import __version__
 from matgptq_vllm.core.errors import MatGPTQError
 
@@ -21,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     calibrate.cli.add_verbs(verbs)
     serve.cli.add_verbs(verbs)
+    serve.keys_cli.add_verbs(verbs)
     matgptq_vllm.kernels.tune.cli.add_verbs(verbs)
     namespace = parser.parse_args(arguments)
     try:

@@ -10,17 +10,18 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from matgptq_vllm.core.errors import InputError, UnsupportedError
-from matgptq_vllm.core.precision import PARENT_WIDTH, WIDTHS
+from matgptq_vllm.core.precision import AUTO, PARENT_WIDTH, WIDTHS, Catalogue
 from matgptq_vllm.core.replica import ReplicaOptions
 from matgptq_vllm.core.summary import ParentSummary
 from serve.command import vllm_arguments
 from serve.environment import ALLOWLIST, server_environment
-from serve.settings import Settings, env_name
+from serve.settings import Settings, to_env
+from serve.tenant_file import load_tenants
 
 DESCRIPTION = """\
 Serve a parent with vLLM's own OpenAI-compatible server. Every request may choose the precision that it is computed at:
-by the header `X-Precision: 4`, the body field "precision", or the model name NAME@4. Requests of different precisions
-share one engine and its batches. GET /v1/precisions lists what can be asked for, /metrics counts it.
+by the header `X-Precision: 4`, the body field "precision", or the model name NAME@4, or say what it needs, by the headers
+X-Latency-Budget-Ms and X-TTFT-Budget-Ms. Requests of different precisions share one engine and its batches. GET /v1/precisions lists what can be asked for, /metrics counts it.
 
 Every argument that is not listed here goes to `vllm serve`, for instance --port, --api-key, --max-model-len."""
 
@@ -28,6 +29,7 @@ EPILOG = """\
 examples:
   matgptq serve parent --port 8000
   matgptq serve parent --max-width 4 --served-model-name llama --api-key secret
+  matgptq serve parent --default-precision auto --tpot-slo-ms 30 --auto-floor 3
   matgptq serve parent --default-precision 4 --dry-run
 """
 
@@ -51,15 +53,29 @@ def run(namespace: argparse.Namespace) -> int:
     """
     own, rest = _own_parser().parse_known_args(namespace.arguments)
     directory, vllm_args = _split_directory(rest)
-    options = ReplicaOptions(max_width=own.max_width, default_precision=own.default_precision)
+    default_auto = own.default_precision == AUTO
+    options = ReplicaOptions(max_width=own.max_width, default_precision=None if default_auto else own.default_precision)
     profiles = ParentSummary(directory).profiles(options.max_width)
     catalogue = options.catalogue(profiles)
+    if own.auto_floor is not None:
+        catalogue.resolve(own.auto_floor)
     arguments = vllm_arguments(directory, vllm_args, options, catalogue.profiles)
     points = [point for distribution in distributions() for point in distribution.entry_points]
     environment = server_environment(os.environ, points)
-    settings = {env_name("max_body_bytes"): str(own.max_body_bytes)} if own.max_body_bytes is not None else {}
+    settings = to_env(
+        {
+            "max_body_bytes": own.max_body_bytes,
+            "tpot_slo_ms": own.tpot_slo_ms,
+            "ttft_slo_ms": own.ttft_slo_ms,
+            "auto_floor": own.auto_floor,
+            "default_auto": default_auto or None,
+            "tenants_file": own.tenants,
+            "sweep_seconds": own.sweep_seconds,
+            "request_log": own.request_log or None,
+        }
+    )
     environment.update(settings)
-    Settings.from_env(environment)
+    _check_tenants(Settings.from_env(environment), vllm_args, catalogue)
     command = [*_vllm(), *arguments]
     if own.dry_run:
         shown = {ALLOWLIST: environment[ALLOWLIST], **settings}
@@ -69,6 +85,18 @@ def run(namespace: argparse.Namespace) -> int:
         raise UnsupportedError("vLLM is not installed in this environment; install matgptq-vllm with the extra gpu or cpu")
     sys.stdout.flush()
     os.execve(command[0], command, environment)
+
+
+def _check_tenants(settings: Settings, vllm_args: Sequence[str], catalogue: Catalogue) -> None:
+    """Refuse what cannot work now rather than when the model is loaded."""
+    if settings.tenants_file is None:
+        return
+    given = {argument.split("=")[0].replace("_", "-") for argument in vllm_args}
+    if "--api-key" in given:
+        raise InputError("--api-key and --tenants exclude each other: the keys of the tenants are the server's keys")
+    if "--api-server-count" in given:
+        raise InputError("--api-server-count and --tenants exclude each other: every API process would count quotas for itself")
+    load_tenants(Path(settings.tenants_file), catalogue)
 
 
 def _own_parser() -> argparse.ArgumentParser:
@@ -91,8 +119,31 @@ def _own_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--default-precision",
         metavar="P",
-        help="profile of requests that ask for none (default: the uniform profile of --max-width)",
+        help="profile of requests that ask for none, or `auto` (default: the uniform profile of --max-width)",
     )
+    parser.add_argument(
+        "--tpot-slo-ms",
+        type=float,
+        metavar="MS",
+        help="time per output token that `auto` requests without a budget of their own aim at",
+    )
+    parser.add_argument(
+        "--ttft-slo-ms",
+        type=float,
+        metavar="MS",
+        help="time to the first token that `auto` requests without a budget of their own aim at",
+    )
+    parser.add_argument("--auto-floor", metavar="P", help="narrowest profile that `auto` may choose (default: any)")
+    parser.add_argument(
+        "--tenants", metavar="FILE", help="YAML file of API keys, what each may ask for and how much; see docs/tenants.md"
+    )
+    parser.add_argument(
+        "--sweep-seconds",
+        type=float,
+        metavar="S",
+        help=f"longest time to measure step times at the first start; 0: none (default: {Settings.sweep_seconds:g})",
+    )
+    parser.add_argument("--request-log", action="store_true", help="write a JSON line per request to standard error")
     parser.add_argument(
         "--max-body-bytes", type=int, metavar="N", help=f"largest request body (default: {Settings.max_body_bytes})"
     )

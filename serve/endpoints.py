@@ -1,4 +1,4 @@
-"""vLLM endpoint plugin: installs the middleware and serves ``GET /v1/precisions``.
+"""vLLM endpoint plugin: installs the middleware, and serves ``GET /v1/precisions``, ``PUT /v1/slo`` and the playground.
 
 vLLM calls ``attach_router`` while it builds its application, before it adds its own middleware: what is added here is
 therefore inside authentication. It calls ``init_state`` when the engine runs, before the server listens.
@@ -6,26 +6,40 @@ therefore inside authentication. It calls ``init_state`` when the engine runs, b
 
 import logging
 import os
+import sys
 from argparse import Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from starlette.datastructures import State
 from starlette.responses import JSONResponse
 
-from matgptq_vllm.core.errors import UnsupportedError
+from matgptq_vllm import __version__
+from matgptq_vllm.core.errors import MatGPTQError, UnsupportedError
+from serve import request_log
 from serve.command import WORKER_CLASS
-from serve.errors import error_body
+from serve.control import Control, EngineLimits, parse_slo
+from serve.errors import RequestError, error_body, status_of
+from serve.latency_cache import LatencyCache, cache_folder
+from serve.measurement import measure
 from serve.metrics import PrecisionMetrics, precision_metrics
-from serve.middleware import PrecisionMiddleware
-from serve.replica import REPLICA_RPC, LiveReports, Replica
+from serve.middleware import PrecisionMiddleware, api_key
+from serve.playground.route import add_playground
+from serve.replica import REPLICA_RPC, LiveReports, Replica, Report
+from serve.request_body import read_body
 from serve.request_ids import RequestPrecisions, request_precisions
 from serve.settings import Settings
+from serve.step_observer import StepObserver, step_observer
+from serve.tenant_reload import TenantReload
 
 if TYPE_CHECKING:
     from vllm.engine.protocol import EngineClient
 
 PRECISIONS_PATH = "/v1/precisions"
+SLO_PATH = "/v1/slo"
+
+MAX_ADMIN_BYTES = 4096
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +49,7 @@ class PrecisionEndpoints:
 
     Args:
         settings: unset, read from the environment: this is the entry point of the API process.
-        metrics, joined: unset, those of the process, which ``/metrics`` shows.
+        metrics, joined, observer: unset, those of the process, which vLLM's statistics reach.
     """
 
     name = "matgptq_endpoints"
@@ -46,18 +60,20 @@ class PrecisionEndpoints:
         settings: Settings | None = None,
         metrics: PrecisionMetrics | None = None,
         joined: RequestPrecisions | None = None,
+        observer: StepObserver | None = None,
     ):
         self._settings = settings or Settings.from_env(os.environ)
         self._metrics = metrics or precision_metrics()
         self._joined = request_precisions() if joined is None else joined
-        self._replica: Replica | None = None
+        self._observer = step_observer() if observer is None else observer
+        self._control: Control | None = None
         self._live: LiveReports | None = None
 
     def attach_router(self, app: FastAPI) -> None:
-        """Add the middleware and the endpoint to vLLM's application."""
+        """Add the middleware, the endpoints and the playground to vLLM's application."""
         app.add_middleware(
             PrecisionMiddleware,
-            replica=lambda: self._replica,
+            control=lambda: self._control,
             settings=self._settings,
             metrics=self._metrics,
             request_precisions=self._joined,
@@ -65,12 +81,19 @@ class PrecisionEndpoints:
         app.add_api_route(
             PRECISIONS_PATH, self._precisions, methods=["GET"], response_class=JSONResponse, summary="Precisions held"
         )
+        app.add_api_route(
+            SLO_PATH, self._set_slo, methods=["PUT"], response_class=JSONResponse, summary="Change what auto aims at"
+        )
+        add_playground(app)
+        if self._settings.request_log:
+            request_log.enable(sys.stderr)
 
     async def init_state(self, engine_client: "EngineClient | None", state: State, args: Namespace) -> None:
-        """Ask the workers what they hold.
+        """Ask the workers what they hold, and learn how long steps take.
 
         Raises:
             UnsupportedError: the workers are ours but contradict each other.
+            InputError: the settings name a profile that the replica does not hold, or the tenants' file is wrong.
             Exception: as the engine raises it, if our workers cannot answer.
         """
         if engine_client is None:
@@ -89,17 +112,68 @@ class PrecisionEndpoints:
                 "This engine is no MatGPTQ replica (%s); requests with X-Precision are refused", type(error).__name__
             )
             return
-        self._replica = Replica.from_reports(reports, served_names(args))
+        replica = Replica.from_reports(reports, served_names(args))
+        cache = LatencyCache(cache_folder(self._settings.latency_cache), cache_key(reports[0], len(reports)))
+        control = Control.of(
+            replica, self._settings, self._observer, self._tenants(replica), cache, engine_limits(engine_client)
+        )
+        if control.source == "none" and self._settings.sweep_seconds > 0:
+            await measure(engine_client, control, self._settings.sweep_seconds)
+        control.admission.on_switch = self._metrics.switched
+        control.tracker.on_step(lambda *_: self._metrics.model_error(control.model.mean_error or 0.0))
+        self._control = control
         self._live = LiveReports(fetch, self._settings.rpc_timeout_ms / 1000)
         self._joined.enabled = True
-        self._metrics.replica_loaded(self._replica)
+        self._metrics.replica_loaded(replica)
+        self._metrics.resident(*(sum(report.get(kind) or 0 for report in reports) for kind in ("code_bytes", "scale_bytes")))
+
+    def _tenants(self, replica: Replica) -> TenantReload | None:
+        if self._settings.tenants_file is None:
+            return None
+        return TenantReload(Path(self._settings.tenants_file), replica.catalogue)
 
     async def _precisions(self) -> JSONResponse:
-        """The profiles that this replica holds, and live numbers of its workers."""
-        if self._replica is None or self._live is None:
-            error = UnsupportedError("this server's engine is no MatGPTQ replica; start it with `matgptq serve`")
-            return JSONResponse(error_body(error), status_code=501)
-        return JSONResponse(self._replica.to_json(await self._live.get()))
+        """The profiles that this replica holds, what it has learned, and live numbers of its workers."""
+        if self._control is None or self._live is None:
+            return _answer(_no_replica())
+        return JSONResponse(self._control.to_json(await self._live.get()))
+
+    async def _set_slo(self, request: Request) -> JSONResponse:
+        """Change what ``auto`` requests aim at, until the next start. Needs the admin key."""
+        try:
+            if self._control is None:
+                raise _no_replica()
+            if not self._control.is_admin(api_key(request.scope["headers"])):
+                raise RequestError(
+                    "this needs the admin key (environment variable MATGPTQ_ADMIN_KEY of the server)", "key", 403
+                )
+            raw = await read_body(request.receive, request.scope["headers"], MAX_ADMIN_BYTES)
+            self._control.set_slo(parse_slo(raw or b""))
+        except MatGPTQError as error:
+            return _answer(error)
+        return JSONResponse(self._control.to_json(None)["slo"])
+
+
+def _no_replica() -> UnsupportedError:
+    return UnsupportedError("this server's engine is no MatGPTQ replica; start it with `matgptq serve`")
+
+
+def _answer(error: MatGPTQError) -> JSONResponse:
+    return JSONResponse(error_body(error), status_code=status_of(error))
+
+
+def engine_limits(engine_client: object) -> EngineLimits:
+    """What vLLM's scheduler is configured to do at once."""
+    scheduler = getattr(getattr(engine_client, "vllm_config", None), "scheduler_config", None)
+    if scheduler is None:
+        return EngineLimits()
+    return EngineLimits(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
+
+
+def cache_key(report: Report, num_workers: int) -> dict[str, object]:
+    """What step times depend on, by a worker's report."""
+    names = ("device", "parent", "max_width", "runner", "profiles")
+    return {**{name: report.get(name) for name in names}, "workers": num_workers, "version": __version__}
 
 
 def served_names(args: Namespace) -> list[str]:

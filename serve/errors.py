@@ -1,16 +1,22 @@
 """Errors as HTTP answers: the status and the OpenAI-shaped body, with the field values that vLLM's own errors have."""
 
+import math
 from typing import Any
 
 from matgptq_vllm.core.errors import InputError, MatGPTQError, UnsupportedError
 
-REJECTIONS = ("precision", "model", "header", "body", "too_large", "unsupported")
+REJECTIONS = (
+    "precision", "model", "header", "body", "too_large", "unsupported", "budget", "budget_unmet", "key", "tenant", "quota",
+)  # fmt: skip
 """Why a request was refused before it reached vLLM: the values of a metric label, so the list is closed."""
 
 _TYPES = {
     400: "BadRequestError",
+    401: "AuthenticationError",
+    403: "PermissionDeniedError",
     404: "NotFoundError",
     413: "RequestEntityTooLargeError",
+    429: "RateLimitError",
     431: "RequestHeaderFieldsTooLargeError",
     500: "InternalServerError",
     501: "NotImplementedError",
@@ -25,14 +31,28 @@ class RequestError(InputError):
         rejection: which of REJECTIONS this counts as.
         status: HTTP status of the answer.
         param: the request field or header at fault, if it is one.
+        retry_after_s: after how many seconds the same request may succeed, if it may.
     """
 
-    def __init__(self, message: str, rejection: str, status: int = 400, param: str | None = None):
+    def __init__(
+        self,
+        message: str,
+        rejection: str,
+        status: int = 400,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ):
         super().__init__(message)
         assert rejection in REJECTIONS
         self.rejection = rejection
         self.status = status
         self.param = param
+        self.retry_after_s = retry_after_s
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers of the answer: Retry-After in whole seconds, at least 1."""
+        return {} if self.retry_after_s is None else {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
 
 
 def status_of(error: MatGPTQError) -> int:

@@ -1,9 +1,12 @@
 """One request and its response on their way through the middleware."""
 
+import time
+
 from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
 
 from matgptq_vllm.core.precision import PRECISION_HEADER, REASON_HEADER
+from serve.admission import Admitted
 from serve.selection import Selection
 
 CLIENT_WENT_AWAY = 499
@@ -20,6 +23,7 @@ class Exchange:
         body: what the application reads in place of the client's body. None: the client's own.
         selection: reported in the response headers. None: nothing is.
         request_id: id under which the request is tracked, None if it is not.
+        admitted: what was decided about the request; None if nothing was.
     """
 
     def __init__(
@@ -30,6 +34,7 @@ class Exchange:
         body: bytes | None,
         selection: Selection | None,
         request_id: str | None = None,
+        admitted: Admitted | None = None,
     ):
         if body is not None:
             headers = [(name, value) for name, value in scope["headers"] if name.lower() not in _BODY_HEADERS]
@@ -37,6 +42,10 @@ class Exchange:
         self.scope = scope
         self.selection = selection
         self.request_id = request_id
+        self.admitted = admitted
+        self.started_at = time.monotonic()
+        self.first_byte_at: float | None = None
+        self.streamed = False
         self.failed = False
         self._receive = receive
         self._send = send
@@ -72,11 +81,15 @@ class Exchange:
         """Pass ``message`` on, with the response headers of the selection."""
         if message["type"] == "http.response.start":
             self._status = message["status"]
+            kind = MutableHeaders(raw=list(message.get("headers", []))).get("content-type", "")
+            self.streamed = kind.startswith("text/event-stream")
             if self.selection is not None:
                 message = {**message, "headers": list(message.get("headers", []))}
                 headers = MutableHeaders(raw=message["headers"])
                 headers[PRECISION_HEADER] = self.selection.profile
                 headers[REASON_HEADER] = self.selection.reason
         await self._send(message)
+        if self.first_byte_at is None and message.get("body"):
+            self.first_byte_at = time.monotonic()
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self._complete = True

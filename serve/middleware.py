@@ -1,23 +1,27 @@
 """ASGI middleware: chooses the precision of each generation request and tells vLLM, and the client, which it is.
 
-It is installed inside vLLM's authentication, so that a request without a valid key is neither read nor counted. The
-request body is read whole, within a bound, before vLLM sees the request; the response passes untouched but for two
+It is installed inside vLLM's authentication, so that a request without a valid key is neither read nor counted; where there
+are tenants, their keys are checked here, before anything is read. The request body is read whole, within a bound, before vLLM sees the request; the response passes untouched but for two
 headers. Prompts and keys are neither logged nor quoted in errors.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve.budget_headers import budget_request
+from serve.control import Control
 from serve.errors import RequestError, error_body
 from serve.exchange import Exchange
 from serve.metrics import PrecisionMetrics
-from serve.replica import Replica
 from serve.request_body import RequestBody, read_body
 from serve.request_ids import RequestPrecisions, identify
+from serve.request_log import log_rejection, log_request
 from serve.selection import precision_header, select
 from serve.settings import Settings
+from serve.tenants import Tenant
+from serve.tracing import request_span
 
 GENERATION_PATHS = frozenset(
     {
@@ -37,7 +41,7 @@ class PrecisionMiddleware:
 
     Args:
         app: the application inside.
-        replica: what the replica holds; None as long as it is not known, or if the engine is no MatGPTQ replica.
+        control: what decides; None as long as the replica is not known, or if the engine is no MatGPTQ replica.
         settings: bounds of one request.
         metrics: counts requests.
         request_precisions: learns the precision of every request in flight.
@@ -46,45 +50,56 @@ class PrecisionMiddleware:
     def __init__(
         self,
         app: ASGIApp,
-        replica: Callable[[], Replica | None],
+        control: Callable[[], Control | None],
         settings: Settings,
         metrics: PrecisionMetrics,
         request_precisions: RequestPrecisions,
     ):
         self.app = app
-        self._replica = replica
+        self._control = control
         self._settings = settings
         self._metrics = metrics
         self._request_precisions = request_precisions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Give a generation request its precision; let everything else pass."""
-        if scope["type"] != "http" or scope["method"] != "POST" or route_path(scope) not in GENERATION_PATHS:
+        """Give a generation request its precision; let everything else pass, if it has a key where keys are needed."""
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        path = route_path(scope)
+        generates = scope["method"] == "POST" and path in GENERATION_PATHS
         try:
-            exchange = await self._open(scope, receive, send)
+            tenant = self._tenant(scope) if generates or needs_key(path, scope["method"]) else None
+            exchange = await self._open(scope, receive, send, tenant) if generates else None
         except RequestError as error:
             self._metrics.request_rejected(error.rejection)
-            await JSONResponse(error_body(error), status_code=error.status)(scope, receive, send)
+            log_rejection(scope, error)
+            await JSONResponse(error_body(error), status_code=error.status, headers=error.headers)(scope, receive, send)
             return
-        if exchange is not None:
+        if not generates:
+            await self.app(scope, receive, send)
+        elif exchange is not None:
             await self._run(exchange)
 
-    async def _open(self, scope: Scope, receive: Receive, send: Send) -> Exchange | None:
+    def _tenant(self, scope: Scope) -> Tenant | None:
+        control = self._control()
+        return None if control is None else control.tenant_of(api_key(scope["headers"]))
+
+    async def _open(self, scope: Scope, receive: Receive, send: Send, tenant: Tenant | None) -> Exchange | None:
         """Read the request and choose its precision; None if the client went away. RequestError: it is refused."""
         headers = scope["headers"]
         if sum(len(name) + len(value) for name, value in headers) > self._settings.max_header_bytes:
             raise RequestError(
                 f"the request headers are larger than {self._settings.max_header_bytes} bytes", "too_large", status=431
             )
-        replica = self._replica()
-        header = precision_header(headers, None if replica is None else replica.catalogue)
-        if replica is None:
-            if header is not None:
+        control = self._control()
+        header = precision_header(headers, None if control is None else control.replica.catalogue)
+        asked = budget_request(headers)
+        if control is None:
+            if header is not None or asked.budget is not None:
                 raise RequestError(
-                    "this server has one precision only: its engine is no MatGPTQ replica; leave X-Precision out, or start "
-                    "the server with `matgptq serve`",
+                    "this server has one precision only: its engine is no MatGPTQ replica; leave X-Precision and budgets out, "
+                    "or start the server with `matgptq serve`",
                     "unsupported",
                     param="X-Precision",
                 )
@@ -93,33 +108,45 @@ class PrecisionMiddleware:
         if raw is None:
             return None
         body = RequestBody.parse(raw)
-        selection = select(body.selectors(header), replica.catalogue, replica.models)
+        selection = select(body.selectors(header), control.replica.catalogue, control.replica.models)
         identity = identify(route_path(scope), headers, body.request_id)
+        try:
+            admitted = control.admission.admit(selection, asked, tenant, body.size(len(raw)))
+        except RequestError as error:
+            if tenant is not None:
+                self._metrics.tenant_rejected(tenant.name, error.rejection)
+            raise
         return Exchange(
             {**scope, "headers": identity.headers},
             receive,
             send,
-            body=body.rewritten(selection, identity.new_field),
-            selection=selection,
+            body=body.rewritten(admitted.selection, identity.new_field),
+            selection=admitted.selection,
             request_id=identity.request_id,
+            admitted=admitted,
         )
 
     async def _run(self, exchange: Exchange) -> None:
-        selection = exchange.selection
-        if selection is None:
+        selection, admitted = exchange.selection, exchange.admitted
+        if selection is None or admitted is None:
             await self.app(exchange.scope, exchange.receive, exchange.send)
             return
         if exchange.request_id is not None:
-            self._request_precisions.begin(exchange.request_id, selection.profile)
+            self._request_precisions.begin(exchange.request_id, selection.profile, admitted.details)
+        if admitted.details.tenant is not None:
+            self._metrics.tenant_request(admitted.details.tenant, selection.profile)
         try:
-            await self.app(exchange.scope, exchange.receive, exchange.send)
+            with request_span(exchange.scope, selection.profile, admitted.details, lambda: exchange.outcome) as scope:
+                await self.app(scope, exchange.receive, exchange.send)
         except BaseException:
             exchange.failed = True
             raise
         finally:
+            admitted.finish(exchange.outcome)
             if exchange.request_id is not None:
                 self._request_precisions.end(exchange.request_id)
             self._metrics.request_ended(selection.profile, selection.reason, exchange.outcome)
+            log_request(exchange)
 
 
 def route_path(scope: Scope) -> str:
@@ -127,3 +154,19 @@ def route_path(scope: Scope) -> str:
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
     return path[len(root) :] if root and path.startswith(root + "/") else path
+
+
+def needs_key(path: str, method: str) -> bool:
+    """Whether a request to ``path`` is for tenants only, where there are tenants: as vLLM has it with --api-key."""
+    return method != "OPTIONS" and path.startswith("/v1/")
+
+
+def api_key(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The key in ``Authorization: Bearer KEY`` or ``X-API-Key``; None if there is none, or more than one header of a kind."""
+    found: dict[bytes, list[bytes]] = {b"authorization": [], b"x-api-key": []}
+    for name, value in headers:
+        found.get(name.lower(), []).append(value)
+    bearer, plain = found.values()
+    if len(bearer) == 1 and bearer[0][:7].lower() == b"bearer ":
+        return bearer[0][7:].strip().decode("latin-1")
+    return plain[0].strip().decode("latin-1") if len(plain) == 1 and not bearer else None

@@ -7,9 +7,16 @@ from typing import Any
 from starlette.types import Receive
 
 from matgptq_vllm.core.precision import XARGS_KEY
+from serve.admission import Size
 from serve.errors import RequestError
 from serve.json_object import JsonObject
 from serve.selection import BODY_FIELD, Selection, Selectors
+
+MAX_TOKENS_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+BYTES_PER_TOKEN = 4
+"""Of a request body, about; token ids and text take about as much."""
+MAX_SAMPLES = 128
+"""More samples than anybody asks for count as one: vLLM refuses such a request."""
 
 XARGS_FIELD = "vllm_xargs"
 REQUEST_ID_FIELD = "request_id"
@@ -58,6 +65,20 @@ class RequestBody:
         """The selectors of the request whose X-Precision is ``header``."""
         xargs = self.document.get(XARGS_FIELD) or {}
         return Selectors(header, self.document.get(BODY_FIELD), xargs.get(XARGS_KEY), self.document.get(MODEL_FIELD))
+
+    def size(self, num_bytes: int) -> Size:
+        """How large the request is, guessed where only the tokenizer knows.
+
+        Args:
+            num_bytes: of the whole body.
+        """
+        limits = [self.document.get(name) for name in MAX_TOKENS_FIELDS]
+        given = [limit for limit in limits if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0]
+        prompt = self.document.get("prompt")
+        prompts = len(prompt) if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list) else 1
+        samples = self.document.get("n")
+        samples = samples if isinstance(samples, int) and not isinstance(samples, bool) and 0 < samples <= MAX_SAMPLES else 1
+        return Size(max(1, num_bytes // BYTES_PER_TOKEN), min(given) if given else None, prompts * samples)
 
     def rewritten(self, selection: Selection, request_id: str | None = None) -> bytes:
         """The body that asks vLLM for ``selection``; with ``request_id``, if given, as the field of that name."""

@@ -72,6 +72,12 @@ def identify(path: str, headers: Sequence[tuple[bytes, bytes]], body_id: object)
     return Identity(new, [*headers, (HEADER, new.encode())])
 
 
+@dataclass(frozen=True)
+class _Known:
+    precision: str
+    details: object
+
+
 class RequestPrecisions:
     """Precisions of the requests in flight and of the latest ``max_ended`` others. For one event loop, not for threads."""
 
@@ -79,26 +85,33 @@ class RequestPrecisions:
         self.max_ended = max_ended
         self.enabled = False
         """Set once a replica's profiles are known: statistics of any other vLLM server are left alone."""
-        self._precisions: dict[str, str] = {}
+        self._known: dict[str, _Known] = {}
         self._num_active: dict[str, int] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._precisions)
+        return len(self._known)
 
     @property
     def in_flight(self) -> MappingProxyType[str, int]:
         """Request id -> how many requests with it have not ended."""
         return MappingProxyType(self._num_active)
 
-    def begin(self, request_id: str, precision: str) -> None:
-        """A request with ``request_id`` is computed at ``precision`` from now on."""
+    def begin(self, request_id: str, precision: str, details: object = None) -> None:
+        """A request with ``request_id`` is computed at ``precision`` from now on.
+
+        Args:
+            details: whatever shall be found again by ``details_of``. Where requests in flight share an id but not their
+                details, nothing is found: one request's outcome must not be booked on another.
+        """
         if len(request_id) > MAX_ID_CHARS:
             return
         active = self._num_active.get(request_id, 0)
-        if active and self._precisions[request_id] != precision:
-            precision = UNKNOWN
-        self._precisions[request_id] = precision
+        if active:
+            known = self._known[request_id]
+            precision = precision if known.precision == precision else UNKNOWN
+            details = details if known.details == details else None
+        self._known[request_id] = _Known(precision, details)
         self._num_active[request_id] = active + 1
         self._ended.pop(request_id, None)
 
@@ -111,17 +124,26 @@ class RequestPrecisions:
             self._ended[request_id] = None
             if len(self._ended) > self.max_ended:
                 oldest, _ = self._ended.popitem(last=False)
-                del self._precisions[oldest]
+                del self._known[oldest]
 
     def precision_of(self, engine_id: object) -> str:
         """Precision of the engine's request ``engine_id``; UNKNOWN if it cannot be told."""
+        known = self._find(engine_id)
+        return UNKNOWN if known is None else known.precision
+
+    def details_of(self, engine_id: object) -> object:
+        """What ``begin`` was given for the engine's request ``engine_id``; None if that was nothing or cannot be told."""
+        known = self._find(engine_id)
+        return None if known is None else known.details
+
+    def _find(self, engine_id: object) -> _Known | None:
         if not isinstance(engine_id, str):
-            return UNKNOWN
+            return None
         base = _PREFIX.sub("", engine_id, count=1) if _PREFIX.match(engine_id) else engine_id
         for candidate in (base, _SUFFIX.sub("", base), engine_id, _SUFFIX.sub("", engine_id)):
-            if candidate in self._precisions:
-                return self._precisions[candidate]
-        return UNKNOWN
+            if candidate in self._known:
+                return self._known[candidate]
+        return None
 
 
 @cache

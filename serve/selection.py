@@ -7,6 +7,8 @@
     the replica's default   default    nowhere
     ``auto`` in any         auto       the choice is the replica's
 
+The reasons `tenant`, `budget` and `best-effort` come from admission (serve.admission), which follows.
+
 Every selector present must be well formed; only the one that decides must name a profile that the replica holds.
 """
 
@@ -28,7 +30,7 @@ from serve.errors import RequestError
 BODY_FIELD = "precision"
 """Body field that selects a precision; it is removed before vLLM sees the body."""
 
-REASONS = ("header", "body", "model", "default", "auto")
+REASONS = ("header", "body", "model", "default", "tenant", "auto", "budget", "best-effort")
 """What a selection may report as its reason: the values of a response header and of a metric label."""
 
 

@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # package, and every module directly in matgptq_vllm/, needs a row of its own.
     "matgptq_vllm": (),
     "matgptq_vllm.cli": (
-        "matgptq_vllm.__init__", f"{CORE}.errors", "matgptq_vllm.kernels.tune.cli", "calibrate.cli", "serve.cli",
+        "matgptq_vllm.__init__", f"{CORE}.errors", "matgptq_vllm.kernels.tune.cli", "calibrate.cli", "serve.cli", "serve.keys_cli",
     ),
     **dict.fromkeys(PLAIN_CORE, PLAIN_CORE),
     CORE: (CORE, "torch", "safetensors"),
@@ -60,9 +60,17 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "calibrate.search.space": (f"{CORE}.precision", "calibrate.search.units"),
     "calibrate.exchange": (CORE, "calibrate", "safetensors", "torch", "transformers"),
     "serve": (*PLAIN_CORE, "serve", "fastapi", "prometheus_client", "starlette"),
+    "serve.endpoints": (*PLAIN_CORE, "serve", "fastapi", "matgptq_vllm.__init__", "starlette"),
+    "serve.measurement": (*PLAIN_CORE, "serve", "vllm"),
+    "serve.playground": ("serve.playground", "fastapi", "starlette"),
+    "serve.tenant_file": (*PLAIN_CORE, "serve", "yaml"),
+    "serve.tracing": (*PLAIN_CORE, "serve", "opentelemetry", "starlette"),
+    "serve.yaml_nodes": (*PLAIN_CORE, "serve", "yaml"),
     "serve.cli": (*PLAIN_CORE, "serve", "vllm"),
     "serve.stat_logger": (*PLAIN_CORE, "serve", "prometheus_client", "vllm"),
     "loadtests": ("loadtests", "httpx"),
+    "loadtests.simulation": ("loadtests", "serve"),
+    "loadtests.simulation.plot": ("loadtests", "matplotlib"),
 }  # fmt: skip
 
 PRIVATE: dict[str, tuple[str, ...]] = {
@@ -87,6 +95,7 @@ STAYS_OUT = [
     ("calibrate.cli", ("torch", "vllm", "transformers")),
     ("calibrate.rounding", ("vllm", "triton", "transformers")),
     ("serve.cli", ("torch", "vllm", "transformers")),
+    ("serve.keys_cli", ("torch", "vllm", "transformers", "yaml")),
     ("matgptq_vllm.cli", ("torch", "vllm", "transformers")),
 ]
 

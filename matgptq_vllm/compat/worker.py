@@ -55,6 +55,8 @@ def _static_report(replica: Replica, runner: Any) -> dict[str, Any]:
         "max_width": replica.options.max_width,
         "slice_rule": replica.reader.spec.slice_rule,
         "runner": runner_version(runner),
+        "device": current_platform.get_device_name() or current_platform.device_name,
+        "parent": replica.digest(),
         "average_bits": replica.average_bits(),
         "bytes_per_weight": replica.bytes_per_weight(),
         **_resident_bytes(runner.get_model()),

@@ -1,5 +1,6 @@
 """Replica: one parent as one engine serves it: which profiles, at most how wide, and the buffers that steer every layer."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import torch
 
 from matgptq_vllm.core.checkpoint import ParentReader
 from matgptq_vllm.core.errors import InputError
+from matgptq_vllm.core.manifest import read_manifest
 from matgptq_vllm.core.profile import PROFILES_FILE
 from matgptq_vllm.core.replica import ReplicaOptions
 from matgptq_vllm.core.storage import profile_bytes
@@ -56,6 +58,10 @@ class Replica:
         widths = [profile.width_of(layers) for profile in self.profiles]
         default = widths[self.catalogue.index(None)]
         return torch.tensor(widths + [default] * (MAX_PROFILES - len(widths)), dtype=torch.int32, device="cpu")
+
+    def digest(self) -> str:
+        """Hexadecimal digest of the whole parent, through its manifest."""
+        return hashlib.sha256(read_manifest(self.reader.directory).to_json().encode()).hexdigest()
 
     def average_bits(self) -> dict[str, float]:
         """Mean bits per weight of every profile."""

@@ -52,6 +52,7 @@ class ReplicaServer:
             *("--served-model-name", MODEL_NAME, "--dtype", "float32", "--max-model-len", "1024", "--block-size", "32"),
             *("--enforce-eager", "--distributed-executor-backend", "uni", "--enable-prompt-tokens-details"),
             *("--gpu-memory-utilization", "0.2"),  # several servers run at a time
+            *(() if "--sweep-seconds" in arguments else ("--sweep-seconds", "0")),
             *arguments,
         ]
         self._environment = engine_environment(runner)

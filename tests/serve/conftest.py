@@ -13,11 +13,14 @@ from prometheus_client import CollectorRegistry
 from matgptq_vllm.core.manifest import Manifest
 from matgptq_vllm.core.parent import ParentSpec
 from matgptq_vllm.core.profile import Profile, profiles_to_json
+from serve.control import Control
 from serve.metrics import PrecisionMetrics
 from serve.middleware import PrecisionMiddleware
 from serve.replica import Replica
 from serve.request_ids import RequestPrecisions
 from serve.settings import Settings
+from serve.step_observer import StepObserver
+from serve.tenant_reload import TenantReload
 
 REPORT = {
     "profiles": ["2", "3", "4", "6", "8", "mix-3.0"],
@@ -85,13 +88,15 @@ class InnerApp:
 class Harness:
     """The middleware around an InnerApp, called as an ASGI server would."""
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(self, settings: Settings | None = None, tenants: TenantReload | None = None) -> None:
         self.inner = InnerApp()
         self.registry = CollectorRegistry()
         self.metrics = PrecisionMetrics(self.registry)
         self.joined = RequestPrecisions()
-        self.replica: Replica | None = Replica.from_reports([REPORT], ["tiny"])
-        self.app = PrecisionMiddleware(self.inner, lambda: self.replica, settings or Settings(), self.metrics, self.joined)
+        self.observer = StepObserver()
+        settings = settings or Settings()
+        self.control: Control | None = Control.of(Replica.from_reports([REPORT], ["tiny"]), settings, self.observer, tenants)
+        self.app = PrecisionMiddleware(self.inner, lambda: self.control, settings, self.metrics, self.joined)
 
     def call(
         self,

@@ -18,6 +18,7 @@ from serve.metrics import PrecisionMetrics
 from serve.replica import LiveReports, Replica
 from serve.request_ids import RequestPrecisions
 from serve.settings import Settings
+from serve.step_observer import StepObserver
 
 
 class Engine:
@@ -37,9 +38,10 @@ class Engine:
         return self.reports
 
 
-def make_app(engine, worker_cls=WORKER_CLASS, names=("tiny", "tiny@4"), rpc_timeout_ms=2000):
+def make_app(engine, worker_cls=WORKER_CLASS, names=("tiny", "tiny@4"), rpc_timeout_ms=2000, cache="none"):
     registry = CollectorRegistry()
-    plugin = PrecisionEndpoints(Settings(rpc_timeout_ms=rpc_timeout_ms), PrecisionMetrics(registry), RequestPrecisions())
+    settings = Settings(rpc_timeout_ms=rpc_timeout_ms, sweep_seconds=0, latency_cache=str(cache), admin_key="secret")
+    plugin = PrecisionEndpoints(settings, PrecisionMetrics(registry), RequestPrecisions(), StepObserver())
     app = FastAPI()
 
     @app.post("/v1/completions")
@@ -73,7 +75,11 @@ def test_precisions_are_listed_with_live_numbers(report):
         "average_bits": 4.0,
         "bytes_per_weight": 0.52,
         "models": ["tiny@4"],
+        "step_ms": {"1": None, "8": None, "32": None},
     }
+    assert document["load"] == {"running": {}, "waiting": 0, "context_tokens": 0, "kv_cache_usage": None}
+    assert document["latency_model"] == {"source": "none", "observations": 0, "mean_error": None}
+    assert (document["slo"], document["decisions"]) == ({"tpot_ms": None, "ttft_ms": None, "auto_floor": None}, [])
     assert document["workers"] == [
         {"runner": "v1", "code_bytes": 7000000, "scale_bytes": 109375, "steps": 99, "tokens": {"4": 17}}
     ]

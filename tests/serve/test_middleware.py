@@ -279,7 +279,7 @@ def test_the_precision_is_known_by_request_id_while_vllm_works(harness):
 
 
 def test_without_a_replica_requests_pass_but_a_header_is_refused(harness):
-    harness.replica = None
+    harness.control = None
     answer = harness.call(b"anything")
     assert (answer.status, harness.inner.bodies) == (200, [b"anything"])
     assert "x-precision" not in answer.headers

@@ -79,6 +79,32 @@ def test_two_precisions_under_one_id_in_flight_are_not_guessed_between():
     assert joined.precision_of("same") == "3"
 
 
+def test_details_are_found_under_the_same_ids_as_the_precision():
+    joined = RequestPrecisions(max_ended=1)
+    joined.begin("mine", "4", "details")
+    joined.begin("plain", "4")
+    assert joined.details_of("cmpl-mine-3") == "details"
+    assert [joined.details_of(name) for name in ("plain", "other", None)] == [None, None, None]
+    joined.end("mine")
+    assert joined.details_of("chatcmpl-mine") == "details"
+    joined.end("plain")
+    assert joined.details_of("mine") is None
+
+
+def test_two_details_under_one_id_in_flight_are_not_guessed_between():
+    joined = RequestPrecisions()
+    joined.begin("same", "4", "one")
+    joined.begin("same", "4", "two")
+    assert (joined.precision_of("same"), joined.details_of("same")) == ("4", None)
+    joined.begin("same", "4", "one")
+    assert joined.details_of("same") is None
+    for _ in range(3):
+        joined.end("same")
+    joined.begin("same", "4", "one")
+    joined.begin("same", "4", "one")
+    assert joined.details_of("same") == "one"
+
+
 def test_two_requests_of_one_precision_may_share_an_id():
     joined = RequestPrecisions(max_ended=1)
     joined.begin("same", "4")

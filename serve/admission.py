@@ -1,0 +1,224 @@
+"""From what a request asks for to the profile that it is computed at: tenants, quotas, budgets and the present load.
+
+precision asked for                  profile
+a profile, by name                   that one, whatever the load: it is never degraded
+auto, or budgets and no precision    the controller's choice for the budgets, or else for the replica's SLO
+nothing                              the tenant's default, else the replica's; either may be auto
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from matgptq_vllm.core.precision import AUTO, Catalogue
+from serve.budget import Budget
+from serve.budget_headers import BudgetRequest
+from serve.controller import Controller, Decision
+from serve.errors import RequestError
+from serve.load_tracker import LoadTracker
+from serve.quotas import Quotas, Ticket
+from serve.request_details import EndedSequence, RequestDetails
+from serve.selection import Selection
+from serve.tenants import NotAllowedError, Tenant
+
+UNTOLD_TOKENS = 256
+"""Output tokens that a request without max_tokens is expected to take, for quotas."""
+
+MAX_DECISIONS = 100
+"""Latest decisions that are remembered, for people to look at."""
+
+RETRY_AFTER_S = 5.0
+"""When to try again after a budget could not be met: as long as the controller waits before it steps up."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a request is, as far as it can be told before tokenization."""
+
+    prompt_tokens: int
+    max_tokens: int | None
+    sequences: int = 1
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A request that goes to the engine."""
+
+    selection: Selection
+    details: RequestDetails
+    finish: Callable[[int], None]
+    """To be called once, with the HTTP status, when the answer is over."""
+
+
+class Admission:
+    """Decides about requests of one replica.
+
+    Args:
+        slo: what ``auto`` requests without budgets of their own aim at, None if the replica has none.
+        floor: narrowest profile that ``auto`` may choose, None for any.
+        default_auto: whether requests that name no precision are ``auto`` requests.
+        quotas: of the tenants.
+        order: the profiles, narrow to wide.
+        clock: seconds since 1970, for the record of decisions.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        controller: Controller,
+        tracker: LoadTracker,
+        quotas: Quotas,
+        order: Sequence[str],
+        slo: Budget | None = None,
+        floor: str | None = None,
+        default_auto: bool = False,
+        clock: Callable[[], float] = time.time,
+    ):
+        self.decisions: deque[dict[str, Any]] = deque(maxlen=MAX_DECISIONS)
+        self.on_switch: Callable[[str], None] | None = None
+        """Called with "up" or "down" when an ``auto`` request gets another profile than the one before."""
+        self.slo = slo
+        self.floor = None if floor is None else catalogue.resolve(floor)
+        self._catalogue = catalogue
+        self._controller = controller
+        self._tracker = tracker
+        self._quotas = quotas
+        self._order = list(order)
+        self._default_auto = default_auto
+        self._clock = clock
+        self._level: int | None = None
+
+    def admit(self, selection: Selection, asked: BudgetRequest, tenant: Tenant | None, size: Size) -> Admitted:
+        """The request's profile, and its place in the load.
+
+        Raises:
+            RequestError: 403, the tenant may not use the profile; 429, a quota is used up, or the policy is strict and no
+                profile is predicted to meet the budgets.
+        """
+        selection = self._with_default(selection, asked, tenant)
+        decision: Decision | None = None
+        if selection.reason == AUTO:
+            decision = self._decide(asked, tenant, size)
+            self._note(decision, asked.budget or self.slo)
+            selection = replace(selection, profile=decision.profile, reason=decision.reason)
+        elif tenant is not None:
+            try:
+                tenant.check_allowed(selection.profile)
+            except NotAllowedError as error:
+                raise RequestError(str(error), "tenant", status=403, param="X-Precision") from None
+        if decision is None:
+            self._controller.arrived(size.prompt_tokens)
+        ticket = None
+        if tenant is not None:
+            tokens = size.prompt_tokens + size.sequences * (UNTOLD_TOKENS if size.max_tokens is None else size.max_tokens)
+            admission = self._quotas.admit(tenant, tokens)
+            if not admission.allowed:
+                raise RequestError(
+                    admission.message or "the quota is used up", "quota", status=429, retry_after_s=admission.retry_after_s
+                )
+            ticket = admission.ticket
+        number = self._tracker.begin(selection.profile, size.prompt_tokens)
+        bill = None if ticket is None else _Bill(self._quotas, ticket)
+
+        def finish(status: int) -> None:
+            self._tracker.end(number)
+            if bill is not None:
+                bill.finish(status)
+
+        def ended(sequence: EndedSequence) -> None:
+            self._controller.finished(decision, sequence.num_generation_tokens, sequence.tpot_ms)
+            if bill is not None:
+                bill.add(sequence.num_prompt_tokens + sequence.num_generation_tokens)
+
+        budget = asked.budget or (self.slo if decision is not None else None)
+        details = RequestDetails(
+            reason=selection.reason,
+            tenant=None if tenant is None else tenant.name,
+            budget_tpot_ms=None if budget is None else budget.tpot_ms,
+            budget_ttft_ms=None if budget is None else budget.ttft_ms,
+            predicted_tpot_ms=None if decision is None else decision.predicted_tpot_ms,
+            predicted_ttft_ms=None if decision is None else decision.predicted_ttft_ms,
+            ended=ended,
+        )
+        return Admitted(selection, details, finish)
+
+    def _note(self, decision: Decision, budget: Budget | None) -> None:
+        level = self._order.index(decision.profile)
+        if self._level is not None and level != self._level and self.on_switch is not None:
+            self.on_switch("up" if level > self._level else "down")
+        self._level = level
+        self.decisions.append(
+            {
+                "time": round(self._clock(), 3),
+                "precision": decision.profile,
+                "reason": decision.reason,
+                "predicted_tpot_ms": decision.predicted_tpot_ms,
+                "budget_tpot_ms": None if budget is None else budget.tpot_ms,
+                "running": sum(self._tracker.load().running.values()),
+            }
+        )
+
+    def _with_default(self, selection: Selection, asked: BudgetRequest, tenant: Tenant | None) -> Selection:
+        """``selection``, if the request named no precision with what stands for that."""
+        if selection.reason != "default":
+            return selection
+        default = None if tenant is None else tenant.default
+        if asked.budget is not None or default == AUTO or (default is None and self._default_auto):
+            return replace(selection, reason=AUTO)
+        if default is not None:
+            return replace(selection, profile=default, reason="tenant")
+        return selection
+
+    def _decide(self, asked: BudgetRequest, tenant: Tenant | None, size: Size) -> Decision:
+        allowed = self._allowed(tenant)
+        floor = self._floor(tenant)
+        budget = asked.budget or self.slo
+        if budget is None:
+            # Nothing to aim at: the default, unless the tenant may not use it.
+            default = self._catalogue.default
+            self._controller.arrived(size.prompt_tokens)
+            return Decision(default if default in allowed else allowed[-1], AUTO, None, None, True)
+        decision = self._controller.decide(budget, self._tracker.load(), size.prompt_tokens, floor, allowed)
+        if asked.strict and not decision.meets:
+            raise RequestError(
+                f"no precision is predicted to meet the budget: at {decision.profile}, the narrowest allowed, a token is "
+                f"expected to take {_shown(decision.predicted_tpot_ms)} and the first {_shown(decision.predicted_ttft_ms)}; "
+                "try again later, ask for more, or leave X-Precision-Policy: strict out",
+                "budget_unmet",
+                status=429,
+                retry_after_s=RETRY_AFTER_S,
+            )
+        return decision
+
+    def _allowed(self, tenant: Tenant | None) -> list[str]:
+        """Profiles that a tenant may use, narrow to wide."""
+        return [profile for profile in self._order if tenant is None or tenant.allowed is None or profile in tenant.allowed]
+
+    def _floor(self, tenant: Tenant | None) -> str | None:
+        """The wider one of the replica's and the tenant's floor."""
+        floors = [floor for floor in (self.floor, None if tenant is None else tenant.floor) if floor is not None]
+        return max(floors, key=self._order.index, default=None)
+
+
+class _Bill:
+    """Settles what a request reserved of a quota with what the engine says that its sequences took."""
+
+    def __init__(self, quotas: Quotas, ticket: Ticket):
+        self._quotas = quotas
+        self._ticket = ticket
+        self._tokens = 0
+
+    def add(self, tokens: int) -> None:
+        self._tokens += tokens
+
+    def finish(self, status: int) -> None:
+        # The engine's word about the last sequence may come after the answer is over; then the reservation stands. About a
+        # request that it refused, it says nothing.
+        used = self._tokens or (0 if 400 <= status < 499 else None)
+        self._quotas.settle(self._ticket, used)
+
+
+def _shown(milliseconds: float | None) -> str:
+    return "an unknown time" if milliseconds is None else f"{milliseconds:.1f} ms"

@@ -1,0 +1,1 @@
+"""A page that shows one prompt at several precisions side by side."""

@@ -1,0 +1,83 @@
+"""serve.load_tracker: requests in flight and the engine's steps, put together."""
+
+from dataclasses import replace
+
+from serve.load import Load, StepLoad
+from serve.load_tracker import FRESH_S, LoadTracker
+from serve.step_observer import StepRecord
+
+STEP = StepRecord(
+    time_s=0.0, engine_index=0, duration_s=0.01, running=2, waiting=0, continued=2, started=0, generation_tokens=2,
+    prompt_tokens=0, kv_cache_usage=0.25, context_tokens=None, exact=True,
+)  # fmt: skip
+
+
+class Watch:
+    """A tracker with a clock that tests turn, and what it told its listener."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.idle = 0
+        self.steps: list[tuple[StepLoad, float]] = []
+        self.tracker = LoadTracker(self._idle, lambda: self.now)
+        self.tracker.on_step(lambda load, ms: self.steps.append((load, ms)))
+
+    def _idle(self) -> None:
+        self.idle += 1
+
+
+def test_requests_in_flight_are_the_load():
+    tracker = Watch().tracker
+    numbers = [tracker.begin(profile, 10) for profile in ("8", "4", "4")]
+    assert tracker.load() == Load({"8": 1, "4": 2}, 0, 0, 30)
+    tracker.end(numbers[1])
+    tracker.end(numbers[1])
+    assert tracker.load() == Load({"8": 1, "4": 1}, 0, 0, 20)
+
+
+def test_what_the_engine_has_not_started_waits_as_long_as_its_word_is_fresh():
+    watch = Watch()
+    for profile in ("8", "4", "2"):
+        watch.tracker.begin(profile, 10)
+    watch.tracker.observe(replace(STEP, waiting=1))
+    assert watch.tracker.load() == Load({"8": 1, "4": 1}, 1, 10, 22)
+    assert watch.tracker.kv_cache_usage() == 0.25
+    watch.now = FRESH_S
+    assert watch.tracker.load().waiting == 0
+
+
+def test_a_step_is_passed_on_with_the_mix_of_profiles():
+    watch = Watch()
+    for profile in ("8", "4"):
+        watch.tracker.begin(profile, 10)
+    watch.tracker.observe(STEP)
+    assert watch.steps == [(StepLoad({"8": 1.0, "4": 1.0}, {}, 22), 10.0)]
+
+
+def test_prompts_belong_to_the_latest_requests():
+    watch = Watch()
+    for profile in ("8", "4"):
+        watch.tracker.begin(profile, 10)
+    watch.tracker.observe(replace(STEP, continued=1, started=1, prompt_tokens=10, context_tokens=99))
+    assert watch.steps == [(StepLoad({"8": 1.0}, {"4": 10.0}, 99), 10.0)]
+
+
+def test_steps_of_unknown_length_or_of_nobody_are_not_passed_on():
+    watch = Watch()
+    watch.tracker.observe(STEP)
+    watch.tracker.begin("8", 1)
+    watch.tracker.observe(replace(STEP, duration_s=None))
+    watch.tracker.observe(replace(STEP, exact=False))
+    watch.tracker.paused = True
+    watch.tracker.observe(STEP)
+    assert watch.steps == []
+
+
+def test_the_end_of_the_last_request_is_told():
+    watch = Watch()
+    first, second = watch.tracker.begin("8", 1), watch.tracker.begin("8", 1)
+    watch.tracker.end(first)
+    assert watch.idle == 0
+    watch.tracker.end(second)
+    watch.tracker.end(second)
+    assert watch.idle == 1
