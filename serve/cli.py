@@ -20,8 +20,9 @@ from serve.tenant_file import load_tenants
 
 DESCRIPTION = """\
 Serve a parent with vLLM's own OpenAI-compatible server. Every request may choose the precision that it is computed at:
-by the header `X-Precision: 4`, the body field "precision", or the model name NAME@4, or say what it needs, by the headers
-X-Latency-Budget-Ms and X-TTFT-Budget-Ms. Requests of different precisions share one engine and its batches. GET /v1/precisions lists what can be asked for, /metrics counts it.
+by the header `X-Precision: 4`, the body field "precision", or the model name NAME@4; or say what it needs, by the
+headers X-Latency-Budget-Ms and X-TTFT-Budget-Ms. Requests of different precisions share one engine and its batches.
+GET /v1/precisions lists what can be asked for, /metrics counts it, /playground shows it.
 
 Every argument that is not listed here goes to `vllm serve`, for instance --port, --api-key, --max-model-len."""
 

@@ -123,6 +123,7 @@ class Controller:
         clock: monotonic seconds.
         max_running: sequences that the engine runs at most, None for no bound.
         max_batched_tokens: tokens that the engine computes at most in a step.
+        elastic: running ``auto`` requests follow their class's profile, so that a switch does not leave mixed batches.
     """
 
     def __init__(
@@ -134,6 +135,7 @@ class Controller:
         clock: Callable[[], float] = time.monotonic,
         max_running: int | None = None,
         max_batched_tokens: int = 2048,
+        elastic: bool = False,
     ) -> None:
         if tuple(profiles) != model.profiles:
             raise InputError(f"the controller's profiles {list(profiles)} are not the model's, {list(model.profiles)}")
@@ -145,6 +147,7 @@ class Controller:
         self._clock = clock
         self._max_running = math.inf if max_running is None else max(1, max_running)
         self._max_batched = max(1, max_batched_tokens)
+        self._elastic = elastic
         self._arrivals = ArrivalRate(clock)
         self._classes: dict[tuple[int | None, int | None], _Class] = {}
         self._output_tokens = FIRST_OUTPUT_TOKENS
@@ -226,7 +229,7 @@ class Controller:
         settles = [
             i
             for i, t in enumerate(predicted)
-            if _within(t.settled, budget.tpot_ms, margin) and _within(t.ttft, budget.ttft_ms, margin)
+            if (self._elastic or _within(t.settled, budget.tpot_ms, margin)) and _within(t.ttft, budget.ttft_ms, margin)
         ]
         lasts = [i for i in settles if _within(predicted[i].busy, budget.tpot_ms, margin)]
         safe = max(lasts, default=0)
@@ -234,7 +237,7 @@ class Controller:
             i
             for i in settles
             if _within(predicted[i].tpot, budget.tpot_ms, margin)
-            and (i <= safe or budget.tpot_ms is None or self._mixed(i, safe) <= budget.tpot_ms * self._boldness)
+            and (self._elastic or i <= safe or budget.tpot_ms is None or self._mixed(i, safe) <= budget.tpot_ms * self._boldness)
         ]
         return max(fits, default=max(lasts, default=max(settles, default=0)))
 
@@ -308,6 +311,8 @@ class Controller:
 
         others = dict(running)
         others[profile] = others.get(profile, 0.0) + load.waiting
+        if self._elastic:
+            others = {profile: total + load.waiting}
         per_piece = self._output_tokens / LOOK_AHEAD
         # How long those that run still take, in output tokens: by renewal theory half of the mean square over the mean.
         staying = math.exp(-per_piece * 2 * self._output_tokens / self._square_output_tokens)

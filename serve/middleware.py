@@ -1,8 +1,9 @@
 """ASGI middleware: chooses the precision of each generation request and tells vLLM, and the client, which it is.
 
-It is installed inside vLLM's authentication, so that a request without a valid key is neither read nor counted; where there
-are tenants, their keys are checked here, before anything is read. The request body is read whole, within a bound, before vLLM sees the request; the response passes untouched but for two
-headers. Prompts and keys are neither logged nor quoted in errors.
+It is installed inside vLLM's authentication, so that a request without a valid key is neither read nor counted. Where there
+are tenants, their keys are checked here, before anything is read. The request body is read whole, within a bound, before
+vLLM sees the request; the response passes untouched but for two headers. Prompts and keys are neither logged nor quoted in
+errors.
 """
 
 from collections.abc import Callable, Iterable

@@ -7,7 +7,7 @@ from torch.library import Library
 
 from matgptq_vllm.core.planes import PlaneLayout
 from matgptq_vllm.core.slicing import check_rule
-from matgptq_vllm.kernels import reference
+from matgptq_vllm.kernels import cpu, reference
 
 NAMESPACE = "matgptq"
 
@@ -46,8 +46,9 @@ def sliced_linear(
 ) -> torch.Tensor:
     """x @ W.T + bias with the weights of every row read at the width of that row's profile.
 
-    The type of the planes tells their layout and with it who computes: uint8 is the checkpoint layout and plain torch, on
-    any device; int16 is the kernel layout and the kernels (``kernels.resident``).
+    The type of the planes tells their layout and with it who computes: uint8 is the checkpoint layout and plain torch,
+    ``kernels.cpu`` on a CPU and ``kernels.reference`` elsewhere; int16 is the kernel layout and the kernels
+    (``kernels.resident``).
 
     Args:
         x: floating [M, K].
@@ -73,9 +74,12 @@ def sliced_linear(
         raise ValueError(f"{m} rows, but profiles are known for {token_profiles.shape[0]}")
     slice_rule = check_rule(rule)
     if planes[0].dtype == torch.uint8:
-        row_widths = profile_widths[token_profiles[:m].long()]
+        row_widths = profile_widths.index_select(0, token_profiles[:m])
         layout = PlaneLayout(tuple(plane_widths))
-        y = reference.sliced_linear(x, planes, scales, row_widths, widths, layout, group_size, slice_rule)
+        if x.is_cpu:
+            y = cpu.sliced_linear(x, planes, scales, row_widths, layout, group_size, slice_rule)
+        else:
+            y = reference.sliced_linear(x, planes, scales, row_widths, widths, layout, group_size, slice_rule)
         return y if bias is None else y + bias
     # Needs Triton, which a machine without a GPU may not have.
     from matgptq_vllm.kernels import dispatch

@@ -1,4 +1,4 @@
-"""The sliced linear layer in plain torch: right on every device, fast on none. Oracle for other kernels, and the CPU path.
+"""The sliced linear layer in plain torch: right on every device, fast on none. Oracle for the kernels and for ``kernels.cpu``.
 
 Weights exist only while a width is being computed; what stays in memory is the planes.
 """

@@ -202,12 +202,12 @@ def test_a_forged_salt_does_not_reach_another_profile(client: httpx.Client) -> N
 
 def test_metrics_count_by_precision(client: httpx.Client) -> None:
     def value(name: str, **labels: str) -> float:
-        text = client.get("/metrics").text
-        for line in text.splitlines():
-            match = re.fullmatch(rf"{name}\{{(.*)\}} (\S+)", line)
-            if match and all(f'{key}="{wanted}"' in match[1] for key, wanted in labels.items()):
-                return float(match[2])
-        return 0.0
+        found = [re.fullmatch(rf"{name}\{{(.*)\}} (\S+)", line) for line in client.get("/metrics").text.splitlines()]
+        return sum(
+            float(match[2])
+            for match in found
+            if match and all(f'{key}="{wanted}"' in match[1] for key, wanted in labels.items())
+        )
 
     watched = [
         ("matgptq_requests_total", {"precision": "mix-kind", "reason": "header"}),

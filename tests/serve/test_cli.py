@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from matgptq_vllm.core.errors import FormatError, InputError
+from matgptq_vllm.core.errors import FormatError, InputError, MatGPTQError
 from serve import cli
+from serve.settings import Settings
 
 
 def run(arguments: list[str]) -> int:
@@ -40,6 +41,37 @@ def test_it_becomes_vllms_server(parent_folder, executed, own_first):
     assert '{"matgptq": {"max_width": 4, "default_precision": "mix-3.0"}}' in arguments
     assert {"matgptq", "matgptq_endpoints", "matgptq_stats"} <= set(environment["VLLM_PLUGINS"].split(","))
     assert environment["MATGPTQ_MAX_BODY_BYTES"] == "1000"
+
+
+def test_what_auto_aims_at_reaches_the_server(parent_folder, executed, tmp_path):
+    tenants = tmp_path / "tenants.yaml"
+    tenants.write_text("tenants:\n  anonymous:\n    default_precision: auto\n")
+    given = ["--tpot-slo-ms", "30", "--ttft-slo-ms=500", "--auto-floor", "3", "--default-precision", "auto", "--request-log"]
+    run([str(parent_folder), *given, "--sweep-seconds", "2", "--tenants", str(tenants)])
+    [(_, command, environment)] = executed
+    assert '{"matgptq": {"max_width": 8, "default_precision": null}}' in command
+    found = Settings.from_env(environment)
+    assert (found.tpot_slo_ms, found.ttft_slo_ms, found.auto_floor, found.default_auto) == (30, 500, "3", True)
+    assert (found.sweep_seconds, found.request_log, found.tenants_file) == (2, True, str(tenants))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--auto-floor", "5"], "'5' is not held"),
+        (["--tpot-slo-ms", "-1"], "milliseconds above 0"),
+        (["--tenants", "{tenants}", "--api-key", "x"], "--api-key and --tenants exclude each other"),
+        (["--tenants", "{tenants}", "--api-server-count=2"], "--api-server-count and --tenants exclude each other"),
+        (["--tenants", "{wrong}"], r"wrong.yaml:3:24: .*'7'"),
+    ],
+)
+def test_what_auto_cannot_aim_at_is_refused_before_anything_starts(parent_folder, executed, tmp_path, arguments, told):
+    right, wrong = tmp_path / "tenants.yaml", tmp_path / "wrong.yaml"
+    right.write_text("tenants:\n  anonymous:\n    default_precision: auto\n")
+    wrong.write_text("tenants:\n  anonymous:\n    default_precision: 7\n")
+    with pytest.raises(MatGPTQError, match=told):
+        run([str(parent_folder), *(argument.format(tenants=right, wrong=wrong) for argument in arguments)])
+    assert executed == []
 
 
 def test_dry_run_prints_a_command_for_a_shell_and_runs_nothing(parent_folder, executed, capsys):

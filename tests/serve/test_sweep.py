@@ -1,0 +1,51 @@
+"""serve.sweep: what is run before a server listens."""
+
+import asyncio
+
+import pytest
+
+from serve.load_tracker import LoadTracker
+from serve.sweep import TOKENS, Sweep
+
+
+class Engine:
+    """Notes what it is asked to compute, and how much was in flight meanwhile."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.tracker = LoadTracker()
+        self.asked: list[tuple[str, int, dict[str, int]]] = []
+        self.paused: list[bool] = []
+        self.fails = fails
+
+    async def generate(self, profile: str, prompt_tokens: int, tokens: int) -> None:
+        await asyncio.sleep(0)
+        self.paused.append(self.tracker.paused)
+        self.asked.append((profile, tokens, dict(self.tracker.load().running)))
+        await asyncio.sleep(0)
+        if self.fails and len(self.asked) > 2:
+            raise RuntimeError("engine")
+
+
+def test_every_profile_is_run_at_every_batch_size_that_fits():
+    engine = Engine()
+    assert asyncio.run(Sweep(["2", "8"], 4, 60).run(engine.generate, engine.tracker))
+    warm_up, *rest = engine.asked
+    assert (warm_up[0], warm_up[2]) == ("8", {})
+    assert engine.paused == [True] + [False] * len(rest)
+    assert [(profile, running) for profile, tokens, running in rest if tokens == TOKENS] == [
+        ("8", {"8": 1}), ("2", {"2": 1}), *[("8", {"8": 4})] * 4, *[("2", {"2": 4})] * 4,
+    ]  # fmt: skip
+    assert engine.tracker.load().running == {}
+
+
+def test_it_ends_when_its_time_is_over():
+    engine = Engine()
+    assert not asyncio.run(Sweep(["2", "8"], 4, 0).run(engine.generate, engine.tracker))
+    assert len(engine.asked) == 1
+
+
+def test_a_failure_leaves_nothing_in_flight():
+    engine = Engine(fails=True)
+    with pytest.raises(RuntimeError):
+        asyncio.run(Sweep(["2", "8"], 1, 60).run(engine.generate, engine.tracker))
+    assert engine.tracker.load().running == {}
