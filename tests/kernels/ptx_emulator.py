@@ -43,6 +43,8 @@ def _execute(instruction: str, sources: list[str], value, dtype: str) -> Words: 
         return operands[0]
     if name == "shr":
         return operands[0] >> operands[1]
+    if name == "add":
+        return operands[0] + operands[1]
     if name == "and":
         return operands[0] & operands[1]
     if name == "or":
