@@ -27,8 +27,10 @@ def test_weights_are_the_levels_of_the_rule(width: int, rule: SliceRule, dtype: 
     needed = planes[: num_planes(bits_needed(width, rule))]
     found = torch.zeros(16, 2, 8, 4, 8, dtype=torch.float64)  # row, unit, piece, j, column of j
     for unit, piece in itertools.product(range(2), range(8)):
-        words = [(plane[0, unit, piece // 4, :, piece % 4] if plane.dim() == 5 else plane[0, unit, :, piece // 2]) for plane in needed]
-        outputs = emulate(weights(width, piece % 2, rule, dtype), [word.numpy().view(np.uint32) for word in words], dtype)
+        of_piece = (piece // 4, slice(None), piece % 4), (slice(None), piece // 2)
+        words = [plane[0, unit][of_piece[0] if plane.dim() == 5 else of_piece[1]] for plane in needed]
+        inputs = [word.numpy().view(np.uint32) for word in words]
+        outputs = emulate(weights(width, piece % 2, rule, dtype), inputs, dtype)
         for number, output in enumerate(outputs):
             # Registers of the left operand: outputs g, then g + 8, of the lower columns, then of the upper.
             pairs = torch.from_numpy(output.view(np.int16)).view(TYPES[dtype]).double().view(8, 4, 2)
@@ -38,8 +40,8 @@ def test_weights_are_the_levels_of_the_rule(width: int, rule: SliceRule, dtype: 
     expected = levels(codes, width, rule).double()
     error = ((found - expected).norm() / expected.norm()).item()
     if rule == "curved":
-        # Levels that the type does not hold are rounded, and above 3 bits the curve is computed in it.
-        assert error < (3e-3 if dtype == "bf16" else 4e-4)
+        # At 2 bits the terms are rounded, above it the constants of the curve and what it gives.
+        assert error < (4.5e-3 if dtype == "bf16" else 8e-4)
     else:
         assert error == 0
 
