@@ -44,23 +44,43 @@ _UNIT_K = tl.constexpr(UNIT_K)
 
 @triton.jit
 def _program_sums(
-    x_ptr, plane0, plane1, plane2, plane3, plane4, scales, sum_widths, has, rows, first_tile, first, last, units_k, k, stride_x,
-    WIDTHS: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr, EVEN_K: tl.constexpr, TILES_M: tl.constexpr,
-    TILES_N: tl.constexpr, WARPS: tl.constexpr, DEPTH: tl.constexpr, PDL: tl.constexpr, CODE: tl.constexpr,
+    x_ptr, plane0, plane1, plane2, plane3, plane4, scales, sum_widths, has, lane_rows, first_tile, units_k, k, stride_x,
+    WIDTHS: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr, EVEN_K: tl.constexpr, SPLIT: tl.constexpr,
+    TILES_M: tl.constexpr, TILES_N: tl.constexpr, WARPS: tl.constexpr, DEPTH: tl.constexpr, PDL: tl.constexpr,
+    CODE: tl.constexpr,
 ):  # fmt: skip
-    """Sums over units first..last of K of the program's tile, one part per warp: float32 [WARPS, 16 * TILES_N, 8 * TILES_M]."""
+    """Sums over the program's units of K of its tile, one part per warp: float32 [WARPS, 16 * TILES_N, 8 * TILES_M]."""
     BITS: tl.constexpr = bits_needed(WIDTHS[len(WIDTHS) - 1], RULE)
-    # x is read half a unit ahead, unless that takes too many registers.
+    # x is read a unit ahead, unless that takes too many registers.
     AHEAD: tl.constexpr = TILES_M <= 2
+    first, last = _share(units_k, SPLIT)
     thread = tl.arange(0, 32 * WARPS)
     lane = thread % 32
     unit = first + thread // 32
     slots = ()
     for slot in tl.static_range(DEPTH):
-        tiles = ()
-        for tile in tl.static_range(TILES_N):
-            tiles = tiles + (_load_tile(plane0, plane1, plane2, plane3, plane4, scales, first_tile + tile, unit + slot * WARPS, last, lane, units_k, has, WIDTHS, RULE, GROUP, BITS, CODE),)
-        slots = slots + (tiles,)
+        slots = slots + (
+            _load_tiles(
+                plane0,
+                plane1,
+                plane2,
+                plane3,
+                plane4,
+                scales,
+                first_tile,
+                unit + slot * WARPS,
+                last,
+                lane,
+                units_k,
+                has,
+                WIDTHS,
+                RULE,
+                GROUP,
+                BITS,
+                TILES_N,
+                CODE,
+            ),
+        )
     zero = tl.zeros((32 * WARPS,), tl.float32)
     totals = ()
     for index in tl.static_range(TILES_M * TILES_N):
@@ -68,48 +88,123 @@ def _program_sums(
     if PDL:
         # Weights are older than any kernel that may still run; x is not.
         gdc_wait()
-    ahead = _load_x(x_ptr, rows, unit, last, 0, lane, k, stride_x, EVEN_K, TILES_M, CODE)
-    for _ in tl.range(0, tl.cdiv(last - first, WARPS * DEPTH), num_stages=1):
-        following = ()
+    ahead = _load_x(x_ptr, lane_rows, unit, last, lane, k, stride_x, EVEN_K, TILES_M, CODE)
+    steps = tl.cdiv(last - first, WARPS * DEPTH)
+    for step in tl.range(0, steps, num_stages=1):
         for slot in tl.static_range(DEPTH):
-            tiles = slots[slot]
-            for half in tl.static_range(2):
-                if AHEAD:
-                    x = ahead
-                    ahead = _load_x(x_ptr, rows, unit + half * WARPS, last, 1 - half, lane, k, stride_x, EVEN_K, TILES_M, CODE)
+            if AHEAD:
+                x = ahead
+                ahead = _load_x(x_ptr, lane_rows, unit + (slot + 1) * WARPS, last, lane, k, stride_x, EVEN_K, TILES_M, CODE)
+            else:
+                x = _load_x(x_ptr, lane_rows, unit + slot * WARPS, last, lane, k, stride_x, EVEN_K, TILES_M, CODE)
+            for index in tl.static_range(len(WIDTHS)):
+                if len(WIDTHS) == 1:
+                    totals = _use_unit(
+                        slots[slot], x, totals, sum_widths, WIDTHS[index], False, RULE, GROUP, TILES_M, TILES_N, CODE
+                    )
                 else:
-                    x = _load_x(x_ptr, rows, unit, last, half, lane, k, stride_x, EVEN_K, TILES_M, CODE)
-                for index in tl.static_range(len(WIDTHS)):
-                    if len(WIDTHS) == 1:
-                        totals = _use_half(tiles, x, totals, sum_widths, half, WIDTHS[index], False, RULE, GROUP, TILES_M, TILES_N, CODE)
-                    else:
-                        if has[index]:
-                            totals = _use_half(tiles, x, totals, sum_widths, half, WIDTHS[index], True, RULE, GROUP, TILES_M, TILES_N, CODE)
-            tiles = ()
-            for tile in tl.static_range(TILES_N):
-                tiles = tiles + (_load_tile(plane0, plane1, plane2, plane3, plane4, scales, first_tile + tile, unit + DEPTH * WARPS, last, lane, units_k, has, WIDTHS, RULE, GROUP, BITS, CODE),)
-            following = following + (tiles,)
-            unit += WARPS
-        slots = following
+                    if has[index]:
+                        totals = _use_unit(
+                            slots[slot], x, totals, sum_widths, WIDTHS[index], True, RULE, GROUP, TILES_M, TILES_N, CODE
+                        )
+            # Loads after the last step would keep its end waiting.
+            if step + 1 < steps:
+                slots = _with(
+                    slots,
+                    slot,
+                    _load_tiles(
+                        plane0,
+                        plane1,
+                        plane2,
+                        plane3,
+                        plane4,
+                        scales,
+                        first_tile,
+                        unit + (DEPTH + slot) * WARPS,
+                        last,
+                        lane,
+                        units_k,
+                        has,
+                        WIDTHS,
+                        RULE,
+                        GROUP,
+                        BITS,
+                        TILES_N,
+                        CODE,
+                    ),
+                    DEPTH,
+                )
+        unit += WARPS * DEPTH
     return _as_tiles(totals, TILES_M, TILES_N, WARPS)
 
 
 @triton.jit
+def _with(slots, SLOT: tl.constexpr, value, DEPTH: tl.constexpr):
+    """The slots, one of them replaced."""
+    result = ()
+    for index in tl.static_range(DEPTH):
+        if index == SLOT:
+            result = result + (value,)
+        else:
+            result = result + (slots[index],)
+    return result
+
+
+@triton.jit
+def _share(units_k, SPLIT: tl.constexpr):
+    """First and end of this program's units of K."""
+    split = tl.program_id(2)
+    return split * units_k // SPLIT, (split + 1) * units_k // SPLIT
+
+
+@triton.jit
+def _load_tiles(
+    plane0, plane1, plane2, plane3, plane4, scales, first_tile, unit, last, lane, units_k, has,
+    WIDTHS: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr, BITS: tl.constexpr, TILES_N: tl.constexpr, CODE: tl.constexpr,
+):  # fmt: skip
+    tiles = ()
+    for index in tl.static_range(TILES_N):
+        tiles = tiles + (
+            _load_tile(
+                plane0,
+                plane1,
+                plane2,
+                plane3,
+                plane4,
+                scales,
+                first_tile + index,
+                unit,
+                unit < last,
+                lane,
+                units_k,
+                has,
+                WIDTHS,
+                RULE,
+                GROUP,
+                BITS,
+                CODE,
+            ),
+        )
+    return tiles
+
+
+@triton.jit
 def _load_tile(
-    plane0, plane1, plane2, plane3, plane4, scales, tile, unit, last, lane, units_k, has,
+    plane0, plane1, plane2, plane3, plane4, scales, tile, unit, mask, lane, units_k, has,
     WIDTHS: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr,
 ):  # fmt: skip
     """Words and scales of a unit: (words, scales of outputs g and g + 8 per group). Scales of no unit are 0."""
-    mask = unit < last
     mask3 = _needed(mask, has, WIDTHS, RULE, 3)
     mask4 = _needed(mask, has, WIDTHS, RULE, 4)
     mask6 = _needed(mask, has, WIDTHS, RULE, 6)
     mask8 = _needed(mask, has, WIDTHS, RULE, 8)
-    words = load_unit(plane0, plane1, plane2, plane3, plane4, tile * units_k + unit, lane, mask, mask3, mask4, mask6, mask8, BITS, CODE)
+    words = load_unit(
+        plane0, plane1, plane2, plane3, plane4, tile * units_k + unit, lane, mask, mask3, mask4, mask6, mask8, BITS, CODE
+    )
     pairs = ()
     if GROUP == -1:
         one = mask.to(tl.float32)
-        pairs = ((one, one), (one, one))
+        pairs = ((one, one),)
     else:
         GROUPS: tl.constexpr = _UNIT_K // GROUP
         for group in tl.static_range(GROUPS):
@@ -130,33 +225,30 @@ def _needed(mask, has, WIDTHS: tl.constexpr, RULE: tl.constexpr, BITS: tl.conste
 
 
 @triton.jit
-def _load_x(
-    x_ptr, rows, unit, last, half, lane, k, stride_x, EVEN_K: tl.constexpr, TILES_M: tl.constexpr, CODE: tl.constexpr
-):
-    """A lane's part of x for half a unit: for each of four pieces and every 8 rows, four words."""
+def _load_x(x_ptr, rows, unit, last, lane, k, stride_x, EVEN_K: tl.constexpr, TILES_M: tl.constexpr, CODE: tl.constexpr):
+    """A lane's part of x for a unit: for each of four pieces and every 8 rows, four words."""
     # A warp may have fewer units than others. Its scales are 0 then, but x must be numbers.
-    present = tl.minimum(unit, last - 1)
+    column = tl.minimum(unit, last - 1) * (_UNIT_K // 2) + lane % 4 * 4
     x = ()
-    for part in tl.static_range(4):
-        column = (present * 8 + half * 4 + part) * 16 + lane % 4 * 4
+    for piece in tl.static_range(4):
         words = ()
         for tile in tl.static_range(TILES_M):
             place = rows[tile] * (stride_x // 2) + column
             if EVEN_K:
-                words = words + (load_four(x_ptr, place, False, CODE),)
+                words = words + (load_four(x_ptr, place + piece * 16, False, CODE),)
             else:
-                words = words + (load_four_or_zero(x_ptr, place, column < k // 2, CODE),)
+                words = words + (load_four_or_zero(x_ptr, place + piece * 16, column + piece * 16 < k // 2, CODE),)
         x = x + (words,)
     return x
 
 
 @triton.jit
-def _use_half(
+def _use_unit(
     tiles, x, totals, sum_widths,
-    HALF: tl.constexpr, WIDTH: tl.constexpr, SEVERAL: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr,
+    WIDTH: tl.constexpr, SEVERAL: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr,
     TILES_M: tl.constexpr, TILES_N: tl.constexpr, CODE: tl.constexpr,
 ):  # fmt: skip
-    """totals plus the products of half a unit, its weights read at WIDTH; only for rows of that width if there are several."""
+    """totals plus the products of a unit, its weights read at WIDTH; only for rows of that width if there are several."""
     PIECES: tl.constexpr = 4 if GROUP == -1 else GROUP // 32
     zero = tl.zeros_like(totals[0][0])
     for group in tl.static_range(4 // PIECES):
@@ -166,13 +258,22 @@ def _use_half(
         for part in tl.static_range(PIECES):
             result = ()
             for tile_n in tl.static_range(TILES_N):
-                pairs = piece_weights(tiles[tile_n][0], HALF * 4 + group * PIECES + part, WIDTH, RULE, CODE)
+                pairs = piece_weights(tiles[tile_n][0], group * PIECES + part, WIDTH, RULE, CODE)
                 for tile_m in tl.static_range(TILES_M):
-                    result = result + (multiply(pairs, x[group * PIECES + part][tile_m], sums[tile_n * TILES_M + tile_m], num_terms(WIDTH, RULE), part == 0, CODE),)
+                    result = result + (
+                        multiply(
+                            pairs,
+                            x[group * PIECES + part][tile_m],
+                            sums[tile_n * TILES_M + tile_m],
+                            num_terms(WIDTH, RULE),
+                            part == 0,
+                            CODE,
+                        ),
+                    )
             sums = result
         scaled = ()
         for tile_n in tl.static_range(TILES_N):
-            upper, lower = both_scales(tiles[tile_n][1][HALF * (4 // PIECES) + group])
+            upper, lower = both_scales(tiles[tile_n][1][group])
             for tile_m in tl.static_range(TILES_M):
                 total, part_sums = totals[tile_n * TILES_M + tile_m], sums[tile_n * TILES_M + tile_m]
                 scaled = scaled + (_add_scaled(total, part_sums, upper, lower, sum_widths[tile_m], WIDTH, SEVERAL),)
@@ -265,15 +366,10 @@ def _gemm_kernel(
     ORDERED: tl.constexpr, SOME_DONE: tl.constexpr, SPLIT: tl.constexpr, TILES_M: tl.constexpr, TILES_N: tl.constexpr,
     WARPS: tl.constexpr, DEPTH: tl.constexpr, PDL: tl.constexpr, CODE: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (row tiles * tiles of outputs, SPLIT), row tiles fastest, so that those that read the same planes run together."""
+    """Grid: (row tiles, tiles of outputs, SPLIT), row tiles fastest, so that those that read the same planes run together."""
     BLOCK_M: tl.constexpr = 8 * TILES_M
     BLOCK_N: tl.constexpr = 16 * TILES_N
-    row_tiles = tl.cdiv(m, BLOCK_M)
-    row_tile = tl.program_id(0) % row_tiles
-    first_tile = tl.program_id(0) // row_tiles * TILES_N
-    split = tl.program_id(1)
-    first = split * units_k // SPLIT
-    last = (split + 1) * units_k // SPLIT
+    row_tile = tl.program_id(0)
     rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     row_mask = rows < m
     if PDL:
@@ -288,9 +384,10 @@ def _gemm_kernel(
         for index in tl.static_range(len(WIDTHS)):
             has = has + (tl.max((row_widths == WIDTHS[index]).to(tl.int32), 0) > 0,)
     if CODE is None:
+        first, last = _share(units_k, SPLIT)
         total = _plain_sums(
-            x_ptr, plane0, plane1, plane2, plane3, plane4, scales, row_widths, rows, row_mask, first_tile, first, last,
-            units_k, k, stride_x, WIDTHS, RULE, GROUP, BLOCK_M, BLOCK_N,
+            x_ptr, plane0, plane1, plane2, plane3, plane4, scales, row_widths, rows, row_mask, tl.program_id(1) * TILES_N, first,
+            last, units_k, k, stride_x, WIDTHS, RULE, GROUP, BLOCK_M, BLOCK_N,
         )  # fmt: skip
     else:
         # Of every 8 rows, a lane reads its part of one of x, and has sums of two.
@@ -310,27 +407,42 @@ def _gemm_kernel(
                     widths = widths + (width,)
             sum_widths = sum_widths + (widths,)
         parts = _program_sums(
-            x_ptr.to(tl.pointer_type(tl.int32), bitcast=True), plane0, plane1, plane2, plane3, plane4, scales, sum_widths,
-            has, lane_rows, first_tile, first, last, units_k, k, stride_x,
-            WIDTHS, RULE, GROUP, EVEN_K, TILES_M, TILES_N, WARPS, DEPTH, PDL, CODE,
+            x_ptr.to(tl.pointer_type(tl.int32), bitcast=True), plane0, plane1, plane2, plane3, plane4, scales, sum_widths, has,
+            lane_rows, tl.program_id(1) * TILES_N, units_k, k, stride_x,
+            WIDTHS, RULE, GROUP, EVEN_K, SPLIT, TILES_M, TILES_N, WARPS, DEPTH, PDL, CODE,
         )  # fmt: skip
         total = tl.sum(parts, 0)
+    _put(
+        total, scales, bias, y_ptr, workspace, locks, rows, row_mask, m, n, n_padded, RULE, GROUP, HAS_BIAS, SPLIT, BLOCK_M,
+        BLOCK_N,
+    )  # fmt: skip
+
+
+@triton.jit
+def _put(
+    total, scales, bias, y_ptr, workspace, locks, rows, row_mask, m, n, n_padded,
+    RULE: tl.constexpr, GROUP: tl.constexpr, HAS_BIAS: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Write the sums of a tile [BLOCK_N, BLOCK_M]; if K is split, the last program to arrive does, for all."""
+    tile = tl.program_id(1)
     total *= factor(RULE)
-    outputs = first_tile * 16 + tl.arange(0, BLOCK_N)
+    outputs = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     out = rows[None, :].to(tl.int64) * n + outputs[:, None]
     out_mask = row_mask[None, :] & (outputs < n)[:, None]
     if SPLIT > 1:
         # Every program leaves its sum; the last one to arrive adds them, always in the order of K.
         place = rows[None, :].to(tl.int64) * n_padded + outputs[:, None]
         share = m.to(tl.int64) * n_padded
-        tl.store(workspace + split * share + place, total, mask=row_mask[None, :])
+        lock = locks + tile * tl.num_programs(0) + tl.program_id(0)
+        tl.store(workspace + tl.program_id(2) * share + place, total, mask=row_mask[None, :])
         tl.debug_barrier()
-        arrived = tl.atomic_add(locks + tl.program_id(0), 1, sem="acq_rel")
+        arrived = tl.atomic_add(lock, 1, sem="acq_rel")
         if arrived == SPLIT - 1:
             total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
             for other in tl.static_range(SPLIT):
                 total += tl.load(workspace + other * share + place, mask=row_mask[None, :], cache_modifier=".cg")
-            tl.store(locks + tl.program_id(0), 0)
+            tl.store(lock, 0)
             _finish(total, scales, bias, y_ptr, outputs, out, out_mask, n, GROUP, HAS_BIAS)
     else:
         _finish(total, scales, bias, y_ptr, outputs, out, out_mask, n, GROUP, HAS_BIAS)
@@ -411,7 +523,7 @@ def sliced_gemm(
     given = [*planes, *[planes[0]] * (len(PLANE_WIDTHS) - len(planes))]
     code = lane_code(x)
     pdl = config.pdl and code is not None
-    grid = (triton.cdiv(m, config.block_m) * (n_padded // config.block_n), split)
+    grid = (triton.cdiv(m, config.block_m), n_padded // config.block_n, split)
     _gemm_kernel[grid](
         x, *given, scales, y if bias is None else bias, y, workspace, locks, token_profiles, profile_widths,
         token_profiles if row_order is None else row_order, token_profiles if done is None else done[0],

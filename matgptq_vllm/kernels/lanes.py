@@ -21,9 +21,9 @@ _SQUARE = tl.constexpr(BEND_SQUARE)
 _UNIT_K = tl.constexpr(UNIT_K)
 _UNIT_N = tl.constexpr(UNIT_N)
 
-PAIR_WORDS = tl.constexpr(256)
+PAIR_WORDS = tl.constexpr(128)
 """Words per unit of a plane of two bits."""
-SINGLE_WORDS = tl.constexpr(128)
+SINGLE_WORDS = tl.constexpr(64)
 """Words per unit of a plane of one bit."""
 
 num_terms = triton.constexpr_function(lanes_ptx.num_terms)
@@ -52,9 +52,14 @@ def _load(code, masked, once):
 
 
 @triton.constexpr_function
+def _load_two(code):
+    return code.load_two()
+
+
+@triton.constexpr_function
 def _place(piece, plane):
     """Where a piece's word of a plane is among the words of a unit that ``load_unit`` returns."""
-    starts = (0, 8, 12, 16, 24)
+    starts = (0, 4, 6, 8, 12)
     return starts[plane] + (piece // 2 if plane in (1, 2) else piece)
 
 
@@ -68,6 +73,14 @@ def load_four(pointer, offsets, ONCE: tl.constexpr, CODE: tl.constexpr):
     assembly: tl.constexpr = _load(CODE, False, ONCE)
     addresses = (pointer + offsets).to(tl.int64)
     return tl.inline_asm_elementwise(assembly[0], assembly[1], (addresses,), (tl.int32,) * 4, False, 1)
+
+
+@triton.jit
+def load_two(pointer, offsets, CODE: tl.constexpr):
+    """As ``load_four`` with ONCE, but two words; addresses must be multiples of 8."""
+    assembly: tl.constexpr = _load_two(CODE)
+    addresses = (pointer + offsets).to(tl.int64)
+    return tl.inline_asm_elementwise(assembly[0], assembly[1], (addresses,), (tl.int32,) * 2, False, 1)
 
 
 @triton.jit
@@ -123,23 +136,17 @@ def load_unit(
     """
     # What is not wanted is not skipped, which would keep old words alive in registers, but read from one place that is in
     # the cache.
-    pair, single = unit * PAIR_WORDS + 4 * lane, unit * SINGLE_WORDS + 4 * lane
-    words = _load_pair(plane0, pair, mask, CODE)
+    pair, single = unit * PAIR_WORDS + 4 * lane, unit * SINGLE_WORDS + 2 * lane
+    words = load_four(plane0, tl.where(mask, pair, 0), True, CODE)
     if BITS >= 3:
-        words = words + load_four(plane1, tl.where(mask3, single, 0), True, CODE)
+        words = words + load_two(plane1, tl.where(mask3, single, 0), CODE)
     if BITS >= 4:
-        words = words + load_four(plane2, tl.where(mask4, single, 0), True, CODE)
+        words = words + load_two(plane2, tl.where(mask4, single, 0), CODE)
     if BITS >= 6:
-        words = words + _load_pair(plane3, pair, mask6, CODE)
+        words = words + load_four(plane3, tl.where(mask6, pair, 0), True, CODE)
     if BITS >= 8:
-        words = words + _load_pair(plane4, pair, mask8, CODE)
+        words = words + load_four(plane4, tl.where(mask8, pair, 0), True, CODE)
     return words
-
-
-@triton.jit
-def _load_pair(plane, offsets, mask, CODE: tl.constexpr):
-    offsets = tl.where(mask, offsets, 0)
-    return load_four(plane, offsets, True, CODE) + load_four(plane, offsets + 128, True, CODE)
 
 
 @triton.jit
@@ -193,13 +200,13 @@ def plain_weights(
     BITS: tl.constexpr = bits_needed(WIDTH, RULE)
     unit = row // _UNIT_N * units_k + column // _UNIT_K
     e, g = row % 16 // 8, row % 8
-    piece, j = column % 256 // 32, column % 32 // 8
+    piece, j = column % 128 // 32, column % 32 // 8
     i, u, upper = column % 8 // 4, column % 4 // 2, column % 2
     n = 4 * upper + 2 * u + e
     lane = 4 * g + j
     q = 2 * (piece % 2) + i
-    pair = unit * PAIR_WORDS + piece // 4 * 128 + lane * 4 + piece % 4
-    single = unit * SINGLE_WORDS + lane * 4 + piece // 2
+    pair = unit * PAIR_WORDS + lane * 4 + piece
+    single = unit * SINGLE_WORDS + lane * 2 + piece // 2
     word = tl.load(plane0 + pair)
     negative = (word >> (4 * n + 3 - 2 * i)) & 1
     magnitude = ((word >> (4 * n + 2 - 2 * i)) & 1) << 6

@@ -83,11 +83,16 @@ class LaneCode:
         """``load``, which is the same for all types."""
         return load(masked, once)
 
+    def load_two(self) -> Assembly:
+        """``load_two``, which is the same for all types."""
+        return load_two()
+
     @property
     def cache_key(self) -> str:
         """Digest of all assembly: Triton keeps compiled kernels under it."""
         texts = [self.weights(width, half, rule).text for width in WIDTHS for half in (0, 1) for rule in SLICE_RULES]
         texts += [text for flag in (False, True) for text in (self.product(flag).text, load(flag, not flag).text)]
+        texts.append(load_two().text)
         return hashlib.sha256("".join(texts).encode()).hexdigest()
 
 
@@ -121,6 +126,11 @@ def load(masked: bool, once: bool) -> Assembly:
         return Assembly(instruction, "=r,=r,=r,=r,l")
     lines = [".reg .pred wanted;", "setp.ne.b32 wanted, $5, 0;", *(f"mov.b32 ${word}, 0;" for word in range(4))]
     return Assembly("\n".join(["{", *lines, f"@wanted {instruction}", "}"]), "=&r,=&r,=&r,=&r,l,r")
+
+
+def load_two() -> Assembly:
+    """An address -> two adjacent words that are read only once, and never written meanwhile."""
+    return Assembly("ld.global.nc.L1::no_allocate.v2.b32 {$0, $1}, [$2];", "=r,=r,l")
 
 
 def num_terms(width: int, rule: str) -> int:

@@ -1,7 +1,7 @@
 """Kernel layout: a layer's planes and scales as the Triton kernels read them. Made once, after loading; nothing else knows it.
 
-A layer [N, K] is padded with zero weights to N' (a multiple of 64) and K' (of 256) and cut into units of 16 outputs and 256
-columns, each of which one warp multiplies. A unit is 8 pieces of 32 columns. Of every piece, a lane of the warp holds the
+A layer [N, K] is padded with zero weights to N' (a multiple of 64) and K' (of 128) and cut into units of 16 outputs and 128
+columns, each of which one warp multiplies. A unit is 4 pieces of 32 columns. Of every piece, a lane of the warp holds the
 16 codes that are its part of the left operand of two tensor core products of 16 columns (PTX ISA, m16n8k16, fragments of A):
 
     lane 4g + j, code (i, n), n = 4l + 2u + e:    output 8e + g of the unit, column 8j + 4i + 2u + l of the piece
@@ -10,14 +10,14 @@ so that a lane's columns are adjacent, and it needs 16 adjacent bytes of a row o
 code ^ 128 from 128 on and ~code below: a sign, which is 1 for negative levels, and bits 6..0 of the distance from 0.
 
     name     dtype  shape                              word (lane, piece p), bits
-    plane 0  int32  [N' / 16, K' / 256, 2, 32, 4]      sign of (i, n) at 4n + 3 - 2i, bit 6 at 4n + 2 - 2i
-    plane 1  int32  [N' / 16, K' / 256, 32, 4]         bit 5 at 4n + (q ^ 1) with q = 2 (p mod 2) + i: two pieces in a word
-    plane 2  int32  [N' / 16, K' / 256, 32, 4]         bit 4 at 4n + q
-    plane 3  int32  [N' / 16, K' / 256, 2, 32, 4]      bits 3, 2 from 4n + 2 - 2i on
-    plane 4  int32  [N' / 16, K' / 256, 2, 32, 4]      bits 1, 0 from 4n + 2i on
+    plane 0  int32  [N' / 16, K' / 128, 32, 4]    sign of (i, n) at 4n + 3 - 2i, bit 6 at 4n + 2 - 2i
+    plane 1  int32  [N' / 16, K' / 128, 32, 2]    bit 5 at 4n + (q ^ 1) with q = 2 (p mod 2) + i: two pieces in a word
+    plane 2  int32  [N' / 16, K' / 128, 32, 2]    bit 4 at 4n + q
+    plane 3  int32  [N' / 16, K' / 128, 32, 4]    bits 3, 2 from 4n + 2 - 2i on
+    plane 4  int32  [N' / 16, K' / 128, 32, 4]    bits 1, 0 from 4n + 2i on
     scales   bfloat16 or float32 [N' / 16, groups of K', 8, 2]: outputs g and 8 + g; one group for one scale per channel; padding has scale 0
 
-A lane reads 16 bytes at a time: plane 0, 3 and 4 at (p / 4, lane, p mod 4), plane 1 and 2 at (lane, p / 2).
+A piece's word is at (lane, p) in planes 0, 3 and 4, and at (lane, p / 2) in planes 1 and 2.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,8 +30,9 @@ PLANE_WIDTHS = (2, 1, 1, 2, 2)
 """Bits per plane of the kernel layout, whatever the checkpoint's."""
 
 UNIT_N = 16
-UNIT_K = 256
+UNIT_K = 128
 PIECE_K = 32
+PIECES = UNIT_K // PIECE_K
 """Outputs and columns of a unit, columns of a piece."""
 
 PAD_N = 64
@@ -53,7 +54,7 @@ def padded(size: int, multiple: int) -> int:
 def plane_shapes(n: int, k: int) -> list[tuple[int, ...]]:
     """Shapes of all planes of a layer with ``n`` outputs and ``k`` inputs; they are int32."""
     units = (padded(n, PAD_N) // UNIT_N, padded(k, UNIT_K) // UNIT_K)
-    return [(*units, 2, 32, 4) if width == 2 else (*units, 32, 4) for width in PLANE_WIDTHS]
+    return [(*units, 32, PIECES * width // 2) for width in PLANE_WIDTHS]
 
 
 def scales_shape(n: int, k: int, group_size: int) -> tuple[int, int, int, int]:
@@ -87,7 +88,9 @@ def to_kernel_layout(
         units = slice(start // UNIT_N, start // UNIT_N + fields.shape[0])
         for plane, target in enumerate(result):
             target[units] = _words(fields, plane)
-    kernel_scales = scales.new_zeros(scales_shape(n, k, group_size), dtype=torch.bfloat16 if scales.dtype == torch.bfloat16 else torch.float32)
+    kernel_scales = scales.new_zeros(
+        scales_shape(n, k, group_size), dtype=torch.bfloat16 if scales.dtype == torch.bfloat16 else torch.float32
+    )
     units, groups = kernel_scales.shape[:2]
     by_output = scales.new_zeros(units * UNIT_N, groups)
     by_output[:n, : scales.shape[1]] = scales
@@ -100,12 +103,12 @@ def _fields(codes: torch.Tensor) -> torch.Tensor:
     n, k = codes.shape
     bytes_ = torch.where(codes < 128, ~codes, codes ^ 128)
     bytes_ = torch.nn.functional.pad(bytes_, (0, padded(k, UNIT_K) - k, 0, padded(n, UNIT_N) - n))
-    tiles = bytes_.view(padded(n, UNIT_N) // UNIT_N, 2, 8, padded(k, UNIT_K) // UNIT_K, 8, 4, 2, 2, 2)
+    tiles = bytes_.view(padded(n, UNIT_N) // UNIT_N, 2, 8, padded(k, UNIT_K) // UNIT_K, PIECES, 4, 2, 2, 2)
     return tiles.permute(0, 3, 4, 2, 5, 1, 6, 7, 8).contiguous()
 
 
 def _words(fields: torch.Tensor, plane: int) -> torch.Tensor:
-    """Words of one plane, int32 [units of n, units of k, (2,) 32, 4]."""
+    """Words of one plane, int32 [units of n, units of k, 32, 4 or 2]."""
     place: list[Callable[[int, int, int], tuple[int, int, int]]] = [
         lambda n, i, q: (4 * n + 2 - 2 * i, 6, 3),
         lambda n, i, q: (4 * n + (q ^ 1), 5, 1),
@@ -116,7 +119,7 @@ def _words(fields: torch.Tensor, plane: int) -> torch.Tensor:
     units_n, units_k = fields.shape[:2]
     single = PLANE_WIDTHS[plane] == 1
     # Pieces that share a word; their parts of it are put together below.
-    pieces = fields.view(units_n, units_k, 4, 2, *fields.shape[3:]) if single else fields.unsqueeze(3)
+    pieces = fields.view(units_n, units_k, PIECES // 2, 2, *fields.shape[3:]) if single else fields.unsqueeze(3)
     words = torch.zeros((units_n, units_k, pieces.shape[2], 8, 4), dtype=torch.int32, device=fields.device)
     for parity in range(pieces.shape[3]):
         for code in range(16):
@@ -125,7 +128,4 @@ def _words(fields: torch.Tensor, plane: int) -> torch.Tensor:
             field = pieces[:, :, :, parity, :, :, e, i, u, lane_bit].int()
             to, shift, mask = place[plane](n, i, q)
             words |= (field >> shift & mask) << to
-    lanes = words.flatten(3).transpose(2, 3)
-    if single:
-        return lanes
-    return lanes.unflatten(3, (2, 4)).permute(0, 1, 3, 2, 4)
+    return words.flatten(3).transpose(2, 3)

@@ -25,10 +25,9 @@ def test_weights_are_the_levels_of_the_rule(width: int, rule: SliceRule, dtype: 
     codes[0, :256] = torch.arange(256)
     planes, _ = to_kernel_layout(LAYOUT.split(codes), torch.ones(8, 4), LAYOUT, 512, 128)
     needed = planes[: num_planes(bits_needed(width, rule))]
-    found = torch.zeros(16, 2, 8, 4, 8, dtype=torch.float64)  # row, unit, piece, j, column of j
-    for unit, piece in itertools.product(range(2), range(8)):
-        of_piece = (piece // 4, slice(None), piece % 4), (slice(None), piece // 2)
-        words = [plane[0, unit][of_piece[0] if plane.dim() == 5 else of_piece[1]] for plane in needed]
+    found = torch.zeros(16, 4, 4, 4, 8, dtype=torch.float64)  # row, unit, piece, j, column of j
+    for unit, piece in itertools.product(range(4), range(4)):
+        words = [plane[0, unit, :, piece if plane.shape[3] == 4 else piece // 2] for plane in needed]
         inputs = [word.numpy().view(np.uint32) for word in words]
         outputs = emulate(weights(width, piece % 2, rule, dtype), inputs, dtype)
         for number, output in enumerate(outputs):

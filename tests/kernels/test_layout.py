@@ -20,7 +20,7 @@ def sign_and_magnitude(planes: list[torch.Tensor], row: int, column: int) -> tup
     """Of one code, looked up as the module's table says."""
     unit, row_of_unit = divmod(row, 16)
     e, g = divmod(row_of_unit, 8)
-    unit_k, column_of_unit = divmod(column, 256)
+    unit_k, column_of_unit = divmod(column, 128)
     p, column_of_piece = divmod(column_of_unit, 32)
     j, within = divmod(column_of_piece, 8)
     i, u, lane_bit = within >> 2, within >> 1 & 1, within & 1
@@ -28,7 +28,7 @@ def sign_and_magnitude(planes: list[torch.Tensor], row: int, column: int) -> tup
 
     def bits(plane: int, start: int, count: int) -> int:
         words = planes[plane][unit, unit_k]
-        word = words[p // 4, lane, p % 4] if PLANE_WIDTHS[plane] == 2 else words[lane, p // 2]
+        word = words[lane, p if PLANE_WIDTHS[plane] == 2 else p // 2]
         return int(word.item()) >> start & ((1 << count) - 1)
 
     magnitude = bits(0, 4 * n + 2 - 2 * i, 1) << 6 | bits(1, 4 * n + (q ^ 1), 1) << 5 | bits(2, 4 * n + q, 1) << 4
@@ -58,9 +58,9 @@ def test_every_bit_lies_where_the_layout_says(n: int, k: int) -> None:
 
 def test_no_two_codes_share_a_bit() -> None:
     # 127 is a sign and no magnitude, 0 all of both.
-    codes = torch.full((16, 256), 127, dtype=torch.uint8)
+    codes = torch.full((16, 128), 127, dtype=torch.uint8)
     codes[:, ::3] = 0
-    planes, _ = to_kernel_layout(LAYOUT.split(codes), torch.ones(16, 1), LAYOUT, 256, -1)
+    planes, _ = to_kernel_layout(LAYOUT.split(codes), torch.ones(16, 1), LAYOUT, 128, -1)
     ones = [sum((word & 0xFFFFFFFF).bit_count() for word in plane[0, 0].flatten().tolist()) for plane in planes]
     full = int((codes == 0).sum())
     assert ones == [codes.numel() + full, full, full, 2 * full, 2 * full]
@@ -69,14 +69,14 @@ def test_no_two_codes_share_a_bit() -> None:
 def test_sizes_are_padded_and_padding_is_zero() -> None:
     codes, scales = random_layer(130, 520, 32)
     planes, kernel_scales = to_kernel_layout(LAYOUT.split(codes), scales, LAYOUT, 520, 32)
-    double, single = (12, 3, 2, 32, 4), (12, 3, 32, 4)
+    double, single = (12, 5, 32, 4), (12, 5, 32, 2)
     assert [tuple(plane.shape) for plane in planes] == plane_shapes(130, 520) == [double, single, single, double, double]
     assert all(plane.dtype == torch.int32 for plane in planes)
     assert all(plane[9:].abs().sum() == 0 for plane in planes)
-    assert all(sign_and_magnitude(planes, row, column) == (0, 0) for row, column in ((130, 5), (143, 519), (3, 520), (90, 767)))
+    assert all(sign_and_magnitude(planes, row, column) == (0, 0) for row, column in ((130, 5), (143, 519), (3, 520), (90, 639)))
     assert (kernel_scales.shape, kernel_scales.dtype) == (scales_shape(130, 520, 32), torch.bfloat16)
     found = by_output(kernel_scales)
-    assert found.shape == (192, 24)
+    assert found.shape == (192, 20)
     assert torch.equal(found[:130, :17], scales)
     assert found[:, 17:].abs().sum() == 0
     assert found[130:].abs().sum() == 0

@@ -63,7 +63,7 @@ def test_the_rule_keeps_to_the_limits_for_every_gpu_shape_and_m(hardware: Hardwa
         (8, 28672, 4096, Config(8, 16, 4, 1, pdl=True)),  # 1792 tiles: a few warps each
         (8, 4096, 4096, Config(8, 16, 8, 1, pdl=True)),  # 256 tiles: more warps
         (8, 1024, 14336, Config(8, 16, 8, 1, split_k=2, pdl=True)),  # 64 tiles: K is split too
-        (8, 1024, 2048, Config(8, 16, 8, 1, pdl=True)),  # with 8 units, only for idle warps
+        (8, 1024, 1024, Config(8, 16, 8, 1, pdl=True)),  # with 8 units, only for idle warps
         (16, 1024, 14336, Config(16, 32, 8, 1, split_k=4, pdl=True)),
     ],
 )
@@ -99,10 +99,10 @@ def test_no_warp_is_promised_more_registers_than_there_are():
 @pytest.mark.parametrize(
     ("k", "warps", "split", "depth", "expected"),
     [
-        (4096, 4, 8, 1, (4, 1)),  # 16 units: 4 programs of 4 warps
-        (4096, 8, 2, 3, (2, 1)),
-        (4096, 8, 1, 3, (1, 2)),
-        (4864, 4, 2, 3, (2, 3)),  # 19 units
+        (2048, 4, 8, 1, (4, 1)),  # 16 units: 4 programs of 4 warps
+        (2048, 8, 2, 3, (2, 1)),
+        (2048, 8, 1, 3, (1, 2)),
+        (2432, 4, 2, 3, (2, 3)),  # 19 units
         (520, 8, 4, 2, (1, 1)),  # fewer than warps
     ],
 )
@@ -146,10 +146,10 @@ def test_an_unknown_product_is_served_by_the_nearest_known(wanted: Key, nearest:
 
 
 def test_another_shape_gets_as_many_programs_per_multiprocessor():
-    table = Table({PROBLEM.key: CONFIG})  # 128 tiles in 2 shares, 16 units
+    table = Table({PROBLEM.key: CONFIG})  # 128 tiles in 2 shares, 32 units
     assert pick(replace(PROBLEM, n=8192), H200, table) == replace(CONFIG, split_k=1)
-    assert pick(replace(PROBLEM, n=2048), H200, table) == replace(CONFIG, split_k=4, depth=1)
-    assert pick(replace(PROBLEM, n=1024), H200, table) == replace(CONFIG, split_k=4, depth=1)  # no units for more warps
+    assert pick(replace(PROBLEM, n=2048), H200, table) == replace(CONFIG, split_k=4, depth=2)
+    assert pick(replace(PROBLEM, n=1024), H200, table) == replace(CONFIG, split_k=8, depth=1)  # no units for more warps
     assert pick(replace(PROBLEM, n=57344), H200, table) == replace(CONFIG, split_k=1)
 
 
