@@ -183,7 +183,7 @@ class Admission:
         decision = self._controller.decide(budget, self._tracker.load(), size.prompt_tokens, floor, allowed)
         if asked.strict and not decision.meets:
             raise RequestError(
-                f"no precision is predicted to meet the budget: at {decision.profile}, the narrowest allowed, a token is "
+                f"no precision is predicted to meet the budget: at {decision.profile}, the best of those allowed, a token is "
                 f"expected to take {_shown(decision.predicted_tpot_ms)} and the first {_shown(decision.predicted_ttft_ms)}; "
                 "try again later, ask for more, or leave X-Precision-Policy: strict out",
                 "budget_unmet",

@@ -24,7 +24,7 @@ MEMORY = 2000
 """Arrivals that the learned shares remember."""
 
 PRIOR_ARRIVALS = 20.0
-"""Weight of even shares, with which learning starts."""
+"""Weight of the shares with which learning starts."""
 
 
 class ArrivalRate:
@@ -38,26 +38,31 @@ class ArrivalRate:
         self._clock = clock
         size = OCTAVES * STEPS_PER_OCTAVE + 1
         self._rates = [SLOWEST * 2 ** (index / STEPS_PER_OCTAVE) for index in range(size)]
-        self._belief = [1 / size] * size
-        self._shares = [PRIOR_ARRIVALS / size] * size
+        # Slow until shown otherwise: the first requests of an idle server are no burst.
+        total = sum(1 / rate for rate in self._rates)
+        self._belief = [1 / rate / total for rate in self._rates]
+        self._first = [PRIOR_ARRIVALS * belief for belief in self._belief]
+        self._learned = [0.0] * size
+        self._known = False
         self._last: float | None = None
 
     def arrived(self) -> None:
         """Take note of a request that comes now."""
         now = self._clock()
         if self._last is not None:
+            self._known = True
             gap = max(now - self._last, 1e-6)
             belief = self._after(gap)
             belief = [weight * rate for weight, rate in zip(belief, self._rates, strict=True)]
             total = sum(belief)
             self._belief = [weight / total for weight in belief]
             keep = 1 - 1 / MEMORY
-            self._shares = [keep * share + weight for share, weight in zip(self._shares, self._belief, strict=True)]
+            self._learned = [keep * share + weight for share, weight in zip(self._learned, self._belief, strict=True)]
         self._last = now
 
     def quantile(self, level: float) -> float:
         """The rate per second, now, that the true one exceeds with probability 1 - ``level``; 0 before the second arrival."""
-        if self._last is None:
+        if self._last is None or not self._known:
             return 0.0
         belief = self._after(max(self._clock() - self._last, 0.0))
         below = 0.0
@@ -72,12 +77,10 @@ class ArrivalRate:
 
     def busy(self, level: float) -> float:
         """The rate per second at or below which the share ``level`` of the remembered arrivals came; what bursts bring."""
-        below, total = 0.0, sum(self._shares)
-        learned = [max(0.0, share - PRIOR_ARRIVALS / len(self._rates)) for share in self._shares]
-        total = sum(learned)
+        below, total = 0.0, sum(self._learned)
         if total <= 0:
             return 0.0
-        for share, rate in zip(learned, self._rates, strict=True):
+        for share, rate in zip(self._learned, self._rates, strict=True):
             below += share
             if below >= level * total:
                 return rate
@@ -86,10 +89,10 @@ class ArrivalRate:
     def _after(self, gap: float) -> list[float]:
         """Belief after ``gap`` seconds without an arrival; sums to 1."""
         jumped = 1 - math.exp(-JUMPS_PER_S * gap)
-        total_share = sum(self._shares)
+        shares = [first + learned for first, learned in zip(self._first, self._learned, strict=True)]
+        total_share = sum(shares)
         belief = [
-            ((1 - jumped) * weight + jumped * share / total_share)
-            for weight, share in zip(self._belief, self._shares, strict=True)
+            ((1 - jumped) * weight + jumped * share / total_share) for weight, share in zip(self._belief, shares, strict=True)
         ]
         # The slowest rate explains silence best; factoring it out keeps the sum away from 0.
         belief = [weight * math.exp(-(rate - SLOWEST) * gap) for weight, rate in zip(belief, self._rates, strict=True)]

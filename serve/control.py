@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from matgptq_vllm.core.precision import AUTO
 from serve.admission import Admission
 from serve.budget import Budget
 from serve.controller import Controller
@@ -147,6 +148,8 @@ class Control:
 
     def set_slo(self, slo: "Slo") -> None:
         """Let ``auto`` requests aim at something else; InputError if the floor is not held."""
+        if slo.auto_floor == AUTO:
+            raise RequestError(f"auto_floor is {AUTO!r}; it must be a profile, such as 3", "body", param="auto_floor")
         floor = None if slo.auto_floor is None else self.replica.catalogue.resolve(slo.auto_floor)
         self.admission.slo, self.admission.floor = slo.budget, floor
 

@@ -20,11 +20,12 @@ from matgptq_vllm.core.errors import MatGPTQError, UnsupportedError
 from serve import request_log
 from serve.command import WORKER_CLASS
 from serve.control import Control, EngineLimits, parse_slo
+from serve.endpoint_schemas import PRECISIONS_RESPONSES, SLO_REQUEST, SLO_RESPONSES
 from serve.errors import RequestError, error_body, status_of
 from serve.latency_cache import LatencyCache, cache_folder
 from serve.measurement import measure
 from serve.metrics import PrecisionMetrics, precision_metrics
-from serve.middleware import PrecisionMiddleware, api_key
+from serve.middleware import SLO_PATH, PrecisionMiddleware, admin_keys
 from serve.playground.route import add_playground
 from serve.replica import REPLICA_RPC, LiveReports, Replica, Report
 from serve.request_body import read_body
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from vllm.engine.protocol import EngineClient
 
 PRECISIONS_PATH = "/v1/precisions"
-SLO_PATH = "/v1/slo"
 
 MAX_ADMIN_BYTES = 4096
 
@@ -79,10 +79,21 @@ class PrecisionEndpoints:
             request_precisions=self._joined,
         )
         app.add_api_route(
-            PRECISIONS_PATH, self._precisions, methods=["GET"], response_class=JSONResponse, summary="Precisions held"
+            PRECISIONS_PATH,
+            self._precisions,
+            methods=["GET"],
+            response_class=JSONResponse,
+            summary="Precisions held",
+            responses=PRECISIONS_RESPONSES,
         )
         app.add_api_route(
-            SLO_PATH, self._set_slo, methods=["PUT"], response_class=JSONResponse, summary="Change what auto aims at"
+            SLO_PATH,
+            self._set_slo,
+            methods=["PUT"],
+            response_class=JSONResponse,
+            summary="Change what auto aims at",
+            responses=SLO_RESPONSES,
+            openapi_extra=SLO_REQUEST,
         )
         add_playground(app)
         if self._settings.request_log:
@@ -143,12 +154,16 @@ class PrecisionEndpoints:
         try:
             if self._control is None:
                 raise _no_replica()
-            if not self._control.is_admin(api_key(request.scope["headers"])):
+            if not any(self._control.is_admin(key) for key in admin_keys(request.scope["headers"])):
                 raise RequestError(
                     "this needs the admin key (environment variable MATGPTQ_ADMIN_KEY of the server)", "key", 403
                 )
             raw = await read_body(request.receive, request.scope["headers"], MAX_ADMIN_BYTES)
-            self._control.set_slo(parse_slo(raw or b""))
+            try:
+                slo = parse_slo(raw or b"")
+            except RecursionError:
+                raise RequestError("the body must be a JSON object; this one is nested too deeply", "body") from None
+            self._control.set_slo(slo)
         except MatGPTQError as error:
             return _answer(error)
         return JSONResponse(self._control.to_json(None)["slo"])

@@ -2,8 +2,8 @@
 
 It is installed inside vLLM's authentication, so that a request without a valid key is neither read nor counted. Where there
 are tenants, their keys are checked here, before anything is read. The request body is read whole, within a bound, before
-vLLM sees the request; the response passes untouched but for two headers. Prompts and keys are neither logged nor quoted in
-errors.
+vLLM sees the request and before it takes a place in the load or a quota, so that a slow sender holds neither; the response
+passes untouched but for two headers. Prompts and keys are neither logged nor quoted in errors.
 """
 
 from collections.abc import Callable, Iterable
@@ -36,6 +36,17 @@ GENERATION_PATHS = frozenset(
 )
 """Paths of vLLM whose POST body takes ``vllm_xargs``."""
 
+UNMETERED_PATHS = frozenset({"/inference/v1/generate", "/cohere/v2/chat", "/generative_scoring", "/v1/systemone"})
+"""Paths of vLLM that compute without ``vllm_xargs``: neither a precision nor a quota can be enforced there."""
+
+GUARDED_PREFIXES = ("/v1", "/v2", "/inference", "/cohere")
+"""What vLLM guards with --api-key, and we with the keys of tenants."""
+
+SLO_PATH = "/v1/slo"
+
+ADMIN_PATHS = frozenset({SLO_PATH})
+"""Paths that check the admin key themselves; it is no tenant's."""
+
 
 class PrecisionMiddleware:
     """Pure ASGI middleware.
@@ -64,23 +75,37 @@ class PrecisionMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Give a generation request its precision; let everything else pass, if it has a key where keys are needed."""
+        if scope["type"] == "websocket" and self._has_tenants() and route_path(scope).startswith(GUARDED_PREFIXES):
+            # A socket has neither precision nor quota. Closed before it is accepted: the client gets 403.
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         path = route_path(scope)
         generates = scope["method"] == "POST" and path in GENERATION_PATHS
+        tenant: Tenant | None = None
         try:
-            tenant = self._tenant(scope) if generates or needs_key(path, scope["method"]) else None
+            if generates or needs_key(path, scope["method"]):
+                tenant = self._tenant(scope)
+            if path in UNMETERED_PATHS and self._has_tenants():
+                raise RequestError("this endpoint cannot be used on a server with tenants", "tenant", status=403)
             exchange = await self._open(scope, receive, send, tenant) if generates else None
         except RequestError as error:
             self._metrics.request_rejected(error.rejection)
-            log_rejection(scope, error)
+            if tenant is not None:
+                self._metrics.tenant_rejected(tenant.name, error.rejection)
+            log_rejection(scope, error, None if tenant is None else tenant.name)
             await JSONResponse(error_body(error), status_code=error.status, headers=error.headers)(scope, receive, send)
             return
         if not generates:
             await self.app(scope, receive, send)
         elif exchange is not None:
             await self._run(exchange)
+
+    def _has_tenants(self) -> bool:
+        control = self._control()
+        return control is not None and control.tenants is not None
 
     def _tenant(self, scope: Scope) -> Tenant | None:
         control = self._control()
@@ -108,20 +133,24 @@ class PrecisionMiddleware:
         raw = await read_body(receive, headers, self._settings.max_body_bytes)
         if raw is None:
             return None
-        body = RequestBody.parse(raw)
-        selection = select(body.selectors(header), control.replica.catalogue, control.replica.models)
-        identity = identify(route_path(scope), headers, body.request_id)
         try:
-            admitted = control.admission.admit(selection, asked, tenant, body.size(len(raw)))
-        except RequestError as error:
-            if tenant is not None:
-                self._metrics.tenant_rejected(tenant.name, error.rejection)
-            raise
+            body = RequestBody.parse(raw)
+            selection = select(body.selectors(header), control.replica.catalogue, control.replica.models)
+        except RecursionError:
+            raise _too_deep() from None
+        identity = identify(route_path(scope), headers, body.request_id)
+        admitted = control.admission.admit(selection, asked, tenant, body.size(len(raw)))
+        try:
+            rewritten = body.rewritten(admitted.selection, identity.new_field)
+        except RecursionError:
+            # Writing takes more of the stack than reading: what could just be read may fail here.
+            admitted.finish(400)
+            raise _too_deep() from None
         return Exchange(
             {**scope, "headers": identity.headers},
             receive,
             send,
-            body=body.rewritten(admitted.selection, identity.new_field),
+            body=rewritten,
             selection=admitted.selection,
             request_id=identity.request_id,
             admitted=admitted,
@@ -159,15 +188,32 @@ def route_path(scope: Scope) -> str:
 
 def needs_key(path: str, method: str) -> bool:
     """Whether a request to ``path`` is for tenants only, where there are tenants: as vLLM has it with --api-key."""
-    return method != "OPTIONS" and path.startswith("/v1/")
+    return method != "OPTIONS" and path.startswith(GUARDED_PREFIXES) and path not in ADMIN_PATHS
 
 
 def api_key(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """The key in ``Authorization: Bearer KEY`` or ``X-API-Key``; None if there is none, or more than one header of a kind."""
+    """The key in ``Authorization: Bearer KEY``, else in ``X-API-Key``; None if there is none, or it is ambiguous."""
+    bearer, plain, others = _keys(headers)
+    return bearer or (None if others else plain)
+
+
+def admin_keys(headers: Iterable[tuple[bytes, bytes]]) -> list[str]:
+    """What may be the admin key: either header, because vLLM's --api-key wants the first one for itself."""
+    bearer, plain, _ = _keys(headers)
+    return [key for key in (bearer, plain) if key is not None]
+
+
+def _keys(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str | None, str | None, bool]:
+    """(``Authorization: Bearer KEY``, ``X-API-Key``, whether there is any Authorization); a key that is empty, or whose
+    header occurs more than once, is none."""
     found: dict[bytes, list[bytes]] = {b"authorization": [], b"x-api-key": []}
     for name, value in headers:
         found.get(name.lower(), []).append(value)
-    bearer, plain = found.values()
-    if len(bearer) == 1 and bearer[0][:7].lower() == b"bearer ":
-        return bearer[0][7:].strip().decode("latin-1")
-    return plain[0].strip().decode("latin-1") if len(plain) == 1 and not bearer else None
+    authorization, plain = found.values()
+    bearer = [value[7:] for value in authorization if value[:7].lower() == b"bearer "] if len(authorization) == 1 else []
+    keys = [values[0].strip().decode("latin-1") or None if len(values) == 1 else None for values in (bearer, plain)]
+    return keys[0], keys[1], bool(authorization)
+
+
+def _too_deep() -> RequestError:
+    return RequestError("the request body is not a JSON object: nested too deeply", "body")

@@ -74,11 +74,12 @@ class RequestBody:
         """
         limits = [self.document.get(name) for name in MAX_TOKENS_FIELDS]
         given = [limit for limit in limits if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0]
+        # The largest: which one counts depends on the path, and a small one that does not count must not save quota.
         prompt = self.document.get("prompt")
         prompts = len(prompt) if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list) else 1
         samples = self.document.get("n")
         samples = samples if isinstance(samples, int) and not isinstance(samples, bool) and 0 < samples <= MAX_SAMPLES else 1
-        return Size(max(1, num_bytes // BYTES_PER_TOKEN), min(given) if given else None, prompts * samples)
+        return Size(max(1, num_bytes // BYTES_PER_TOKEN), max(given) if given else None, prompts * samples)
 
     def rewritten(self, selection: Selection, request_id: str | None = None) -> bytes:
         """The body that asks vLLM for ``selection``; with ``request_id``, if given, as the field of that name."""

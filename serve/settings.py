@@ -11,6 +11,10 @@ ENV_PREFIX = "MATGPTQ_"
 """``max_body_bytes`` is read from ``MATGPTQ_MAX_BODY_BYTES``, and so on."""
 
 
+MIN_KEY_CHARS = 16
+"""A shorter admin key could be guessed."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What bounds a request, and what `auto` aims at."""
@@ -60,6 +64,10 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise InputError(f"{name} is {value!r}; it must be a number of milliseconds above 0")
+        if self.admin_key is not None and len(self.admin_key) < MIN_KEY_CHARS:
+            raise InputError(
+                f"the admin key has {len(self.admin_key)} characters; it needs {MIN_KEY_CHARS} or more, or unset it"
+            )
         if not (math.isfinite(self.sweep_seconds) and 0 <= self.sweep_seconds <= 600):
             raise InputError(f"sweep_seconds is {self.sweep_seconds!r}; it must be from 0 to 600")
 

@@ -22,7 +22,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # package, and every module directly in matgptq_vllm/, needs a row of its own.
     "matgptq_vllm": (),
     "matgptq_vllm.cli": (
-        "matgptq_vllm.__init__", f"{CORE}.errors", "matgptq_vllm.kernels.tune.cli", "calibrate.cli", "serve.cli", "serve.keys_cli",
+        "matgptq_vllm.__init__", f"{CORE}.errors", "matgptq_vllm.kernels.tune.cli", "calibrate.cli", "serve.cli",
+        "serve.keys_cli",
     ),
     **dict.fromkeys(PLAIN_CORE, PLAIN_CORE),
     CORE: (CORE, "torch", "safetensors"),
@@ -69,8 +70,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "serve.cli": (*PLAIN_CORE, "serve", "vllm"),
     "serve.stat_logger": (*PLAIN_CORE, "serve", "prometheus_client", "vllm"),
     "loadtests": ("loadtests", "httpx"),
-    "loadtests.simulation": ("loadtests", "serve"),
-    "loadtests.simulation.plot": ("loadtests", "matplotlib"),
+    "loadtests.simulation": ("loadtests", "serve", "matplotlib"),
 }  # fmt: skip
 
 PRIVATE: dict[str, tuple[str, ...]] = {

@@ -42,9 +42,17 @@ class ReplicaServer:
         log: file for what the server prints.
         arguments: more arguments of ``matgptq serve``.
         runner: vLLM's model runner, "v1" or "v2".
+        environment: more variables of the server's environment.
     """
 
-    def __init__(self, parent: Path, log: Path, arguments: Sequence[str] = (), runner: str = "v1"):
+    def __init__(
+        self,
+        parent: Path,
+        log: Path,
+        arguments: Sequence[str] = (),
+        runner: str = "v1",
+        environment: Mapping[str, str] | None = None,
+    ):
         self.runner = runner
         self._log = log
         self._command = [
@@ -55,7 +63,7 @@ class ReplicaServer:
             *(() if "--sweep-seconds" in arguments else ("--sweep-seconds", "0")),
             *arguments,
         ]
-        self._environment = engine_environment(runner)
+        self._environment = {**engine_environment(runner), **(environment or {})}
         self.url = ""
         self.process: subprocess.Popen[bytes]
 

@@ -40,7 +40,9 @@ class Engine:
 
 def make_app(engine, worker_cls=WORKER_CLASS, names=("tiny", "tiny@4"), rpc_timeout_ms=2000, cache="none"):
     registry = CollectorRegistry()
-    settings = Settings(rpc_timeout_ms=rpc_timeout_ms, sweep_seconds=0, latency_cache=str(cache), admin_key="secret")
+    settings = Settings(
+        rpc_timeout_ms=rpc_timeout_ms, sweep_seconds=0, latency_cache=str(cache), admin_key="secret-of-the-admin"
+    )
     plugin = PrecisionEndpoints(settings, PrecisionMetrics(registry), RequestPrecisions(), StepObserver())
     app = FastAPI()
 

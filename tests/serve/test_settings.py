@@ -55,4 +55,4 @@ def test_a_wrong_value_is_refused_with_what_is_allowed(name, value, told):
 
 
 def test_the_admin_key_is_not_shown():
-    assert "secret" not in repr(Settings.from_env({"MATGPTQ_ADMIN_KEY": "secret"}))
+    assert "secret" not in repr(Settings.from_env({"MATGPTQ_ADMIN_KEY": "secret-of-the-admin"}))

@@ -1,0 +1,108 @@
+"""The policies on one trace, side by side."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+from loadtests.simulation.engine import CPU, GPU, WIDTHS, Hardware
+from loadtests.simulation.oracle import plan
+from loadtests.simulation.policies import Controlled, Fixed, Plan, Run, serve
+from loadtests.simulation.trace import Arrival, Traffic, draw
+from serve.budget import Budget
+
+TARGET_SHARE = 0.95
+"""Share of requests that are to meet the budget; the oracle is asked for no more."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """An engine, its traffic, and the time per output token to keep."""
+
+    hardware: Hardware
+    traffic: Traffic
+    tpot_ms: float
+
+
+SCENARIOS = {
+    "gpu": Scenario(GPU, Traffic(4.0), 20.0),
+    "cpu": Scenario(CPU, Traffic(1.8, prompt_tokens=60, output_tokens=60), 60.0),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a policy did with a trace."""
+
+    met: float
+    """Share of the requests whose time per output token is within the budget."""
+
+    width_tokens: float
+    """Mean width, each decoded token counting once."""
+
+    width_requests: float
+    """Mean width at admission, each request counting once."""
+
+    switches: int
+    """How often a request got another width than the one before it."""
+
+    least_reversal_s: float | None
+    """Least time between switches in opposite directions that follow one another; None if there are none."""
+
+    ttft_p95_ms: float
+
+
+def compare(
+    scenario: Scenario, seconds: float, seed: int, elastic: bool, oracle: bool
+) -> tuple[dict[str, Any], dict[str, Run]]:
+    """(document, runs by policy) of one trace.
+
+    Args:
+        elastic: whether running requests follow the controller's, or the oracle's, width.
+        oracle: whether to search for the oracle's plan, which takes a minute for each 300 s of trace.
+    """
+    trace = draw(scenario.traffic, seconds, seed)
+    hardware = scenario.hardware
+    controlled = Controlled(hardware, Budget(scenario.tpot_ms), seed, elastic)
+    runs = {f"fixed {width}": serve(trace, hardware, Fixed(width), seed) for width in WIDTHS}
+    runs["controller"] = serve(trace, hardware, controlled, seed, elastic)
+    if oracle:
+        planned = plan(trace, hardware, scenario.tpot_ms, seed, TARGET_SHARE, elastic)
+        runs["oracle"] = serve(trace, hardware, Plan(planned.starts_s, planned.widths), seed, elastic)
+    outcomes = {name: outcome(run, scenario.tpot_ms) for name, run in runs.items()}
+    document: dict[str, Any] = {
+        "scenario": hardware.name,
+        "seed": seed,
+        "seconds": seconds,
+        "elastic": elastic,
+        "tpot_ms": scenario.tpot_ms,
+        "requests": len(trace),
+        "in_bursts": sum(arrival.in_burst for arrival in trace) / len(trace),
+        "policies": {name: asdict(found) for name, found in outcomes.items()},
+        "model_error": controlled.model.mean_error,
+    }
+    if oracle:
+        document["width_of_oracle"] = outcomes["controller"].width_tokens / outcomes["oracle"].width_tokens
+    return document, runs
+
+
+def outcome(run: Run, tpot_ms: float) -> Outcome:
+    """The measures of one run."""
+    requests = run.requests
+    ttft = sorted(served.ttft_ms for served in requests)
+    switches = switches_of([served.arrival for served in requests], run.admitted)
+    gaps = [later - earlier for (earlier, up), (later, other) in pairwise(switches) if up != other]
+    return Outcome(
+        met=sum(served.tpot_ms <= tpot_ms for served in requests) / len(requests),
+        width_tokens=sum(width * count for width, count in zip(WIDTHS, run.tokens, strict=True)) / sum(run.tokens),
+        width_requests=sum(WIDTHS[index] for index in run.admitted) / len(requests),
+        switches=len(switches),
+        least_reversal_s=min(gaps, default=None),
+        ttft_p95_ms=ttft[int(0.95 * (len(ttft) - 1))],
+    )
+
+
+def switches_of(arrivals: Sequence[Arrival], widths: Sequence[int]) -> list[tuple[float, bool]]:
+    """(seconds, whether to a wider one) of each request that got another width than the one before it."""
+    pairs = zip(arrivals[1:], pairwise(widths), strict=True)
+    return [(arrival.at_s, after > before) for arrival, (before, after) in pairs if after != before]

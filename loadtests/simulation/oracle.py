@@ -1,0 +1,156 @@
+"""The oracle: a plan of widths made with knowledge of all arrivals, all lengths, and the engine's true step times.
+
+The trace is cut into spans, and all requests of a span get one width. The oracle climbs: it tries another width for a span,
+or for a run of spans, plays what follows with the engine's own noise, and keeps what is better by
+
+    sum of widths - price * requests that miss the budget
+
+The price is the lowest one found at which the plan meets the budget as often as asked. A trial is played only until the
+engine's state no longer depends on the change, or for HORIZON_S. The plan is bound by neither hysteresis nor the order of
+time. It is a lower bound of the best plan there is (climbing may stop early), and no policy without knowledge of the future
+can be expected to reach it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loadtests.simulation.engine import WIDTHS, Engine, Hardware, Served
+from loadtests.simulation.trace import Arrival
+
+SPAN_S = 2.0
+"""Length of a span."""
+
+HORIZON_S = 16.0
+"""How long after a change its effects are played."""
+
+RUNS = (6, 2)
+"""Spans that are changed together, one size after the other."""
+
+PRICES = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+"""Tried in this order, each from the plan of the last."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What the oracle found."""
+
+    starts_s: list[float]
+    widths: list[int]
+    """Indices in WIDTHS, for each span."""
+
+    price: float
+    """The price used; the last of PRICES if none suffices."""
+
+
+def plan(
+    trace: Sequence[Arrival], hardware: Hardware, tpot_ms: float, seed: int, target: float, elastic: bool = False
+) -> Planned:
+    """The widest plan found under which at least the share ``target`` of the requests meets ``tpot_ms``."""
+    search = _Search(trace, hardware, tpot_ms, seed, elastic)
+    price = PRICES[0]
+    for price in PRICES:
+        search.climb(price)
+        if search.share_met() >= target:
+            break
+    return Planned([index * SPAN_S for index in range(len(search.widths))], list(search.widths), price)
+
+
+class _Search:
+    """A plan and, for every span, the engine at its beginning under that plan."""
+
+    def __init__(self, trace: Sequence[Arrival], hardware: Hardware, tpot_ms: float, seed: int, elastic: bool) -> None:
+        self.elastic = elastic
+        self.tpot_ms = tpot_ms
+        count = int(trace[-1].at_s // SPAN_S) + 1
+        self.spans: list[list[Arrival]] = [[] for _ in range(count)]
+        for arrival in trace:
+            self.spans[int(arrival.at_s // SPAN_S)].append(arrival)
+        self.widths = [len(WIDTHS) - 1] * count
+        self.engines: list[Engine] = [Engine(hardware, seed)]
+        self.missed: list[set[int]] = []
+        self.total = len(trace)
+        self._replay(0)
+
+    def share_met(self) -> float:
+        return 1 - sum(map(len, self.missed)) / self.total
+
+    def climb(self, price: float) -> None:
+        """Improve the plan until a whole round finds nothing."""
+        improved = True
+        rounds = 0
+        while improved and rounds < 3:
+            improved = False
+            rounds += 1
+            for run in RUNS:
+                for first in range(0, len(self.widths), max(1, run // 2)):
+                    improved |= self._improve(first, min(first + run, len(self.widths)), price)
+
+    def _improve(self, first: int, end: int, price: float) -> bool:
+        until = min(len(self.spans), end + int(HORIZON_S / SPAN_S))
+        before = self._value(self._play(self.widths[first:until], first, until), self.widths, first, until, price)
+        best, best_widths = before + 1e-9, None
+        for width in range(len(WIDTHS)):
+            widths = list(self.widths)
+            widths[first:end] = [width] * (end - first)
+            if widths == self.widths:
+                continue
+            value = self._value(self._play(widths[first:until], first, until), widths, first, until, price)
+            if value > best:
+                best, best_widths = value, widths
+        if best_widths is None:
+            return False
+        self.widths = best_widths
+        self._replay(first)
+        return True
+
+    def _value(self, missed: int, widths: Sequence[int], first: int, until: int, price: float) -> float:
+        served = sum(len(self.spans[index]) * WIDTHS[widths[index]] for index in range(first, until))
+        return served - price * missed
+
+    def _play(self, widths: Sequence[int], first: int, until: int) -> int:
+        """Misses among the requests in flight from span ``first`` to ``until``; those unfinished then are judged by their
+        pace so far."""
+        engine = self.engines[first].clone()
+        missed = 0
+
+        def judge(served: Served) -> None:
+            nonlocal missed
+            missed += served.tpot_ms > self.tpot_ms
+
+        for offset, index in enumerate(range(first, until)):
+            self._span(engine, index, widths[offset], judge)
+        if until == len(self.spans):
+            while engine.requests:
+                engine.advance(engine.now_s + 1.0, judge)
+            return missed
+        for last, number in engine.ends:
+            served = engine.requests[number]
+            done = served.arrival.output_tokens - 1 - (last - engine.steps)
+            missed += done > 0 and (engine.now_s - served.first_s) * 1e3 > self.tpot_ms * done
+        return missed
+
+    def _replay(self, first: int) -> None:
+        """Bring ``engines`` and ``missed`` up to date from span ``first`` on."""
+        del self.engines[first + 1 :], self.missed[first:]
+        engine = self.engines[first].clone()
+        for index in range(first, len(self.spans)):
+            missed: set[int] = set()
+            self.missed.append(missed)
+
+            def judge(served: Served, missed: set[int] = missed) -> None:
+                if served.tpot_ms > self.tpot_ms:
+                    missed.add(served.arrival.number)
+
+            self._span(engine, index, self.widths[index], judge)
+            if index + 1 < len(self.spans):
+                self.engines.append(engine.clone())
+        while engine.requests:
+            engine.advance(engine.now_s + 1.0, judge)
+
+    def _span(self, engine: Engine, index: int, width: int, judge) -> None:  # type: ignore[no-untyped-def]
+        if self.elastic:
+            engine.change_all(width)
+        for arrival in self.spans[index]:
+            engine.advance(arrival.at_s, judge)
+            engine.submit(Served(arrival, width))
+        engine.advance((index + 1) * SPAN_S, judge)

@@ -1,0 +1,129 @@
+"""What chooses the width of each request: a fixed one, the controller, or a plan made beforehand."""
+
+import bisect
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loadtests.simulation.engine import WIDTHS, Engine, Hardware, Served, Step
+from loadtests.simulation.trace import Arrival
+from serve.budget import Budget
+from serve.controller import Controller
+from serve.latency_model import LatencyModel
+from serve.load import Load, StepLoad
+
+PROFILES = tuple(map(str, WIDTHS))
+
+SWEEP_BATCHES = (1, 8, 32)
+SWEEP_STEPS = 8
+
+
+class Fixed:
+    """Always one width."""
+
+    def __init__(self, width: int) -> None:
+        self._index = WIDTHS.index(width)
+
+    def choose(self, arrival: Arrival, engine: Engine) -> tuple[int, object]:
+        return self._index, None
+
+    def step(self, step: Step) -> None:
+        pass
+
+    def finished(self, served: Served) -> None:
+        pass
+
+
+class Plan(Fixed):
+    """A width for each span of time."""
+
+    def __init__(self, starts_s: Sequence[float], widths: Sequence[int]) -> None:
+        self._starts, self._widths = list(starts_s), list(widths)
+
+    def choose(self, arrival: Arrival, engine: Engine) -> tuple[int, object]:
+        return self._widths[max(0, bisect.bisect_right(self._starts, arrival.at_s) - 1)], None
+
+
+class Controlled(Fixed):
+    """``serve.controller``, told what a server tells it, after a sweep like a server's at its start."""
+
+    def __init__(self, hardware: Hardware, budget: Budget, seed: int, elastic: bool = False) -> None:
+        self.model = LatencyModel(PROFILES, WIDTHS)
+        self.now_s = 0.0
+        self.budget = budget
+        self.controller = Controller(
+            self.model,
+            PROFILES,
+            clock=lambda: self.now_s,
+            max_running=hardware.max_running,
+            max_batched_tokens=hardware.max_batched_tokens,
+            elastic=elastic,
+        )
+        randomness = random.Random(seed)
+        for batch in SWEEP_BATCHES:
+            for index in range(len(WIDTHS)):
+                for _ in range(SWEEP_STEPS):
+                    decode = [batch if other == index else 0 for other in range(len(WIDTHS))]
+                    ms = hardware.step_ms(decode, [0] * len(WIDTHS), 40 * batch, 0.0)
+                    self._observe(decode, [0] * len(WIDTHS), 40 * batch, ms * randomness.lognormvariate(0, hardware.noise))
+
+    def choose(self, arrival: Arrival, engine: Engine) -> tuple[int, object]:
+        self.now_s = arrival.at_s
+        load = Load(
+            running=_named(engine.decode),
+            waiting=len(engine.queue),
+            prefill_tokens=sum(left for _, left in engine.queue),
+            context_tokens=engine.context,
+        )
+        decision = self.controller.decide(self.budget, load, arrival.prompt_tokens)
+        return PROFILES.index(decision.profile), decision
+
+    def step(self, step: Step) -> None:
+        self._observe(step.decode, step.prefill, step.context, step.ms)
+
+    def finished(self, served: Served) -> None:
+        self.now_s = served.finished_s
+        self.controller.finished(served.decision, served.arrival.output_tokens, served.tpot_ms)  # type: ignore[arg-type]
+
+    def _observe(self, decode: Sequence[int], prefill: Sequence[int], context: int, ms: float) -> None:
+        self.model.observe(StepLoad(_named(decode), _named(prefill), context), ms)
+
+
+def _named(counts: Sequence[int]) -> dict[str, int]:
+    return {name: count for name, count in zip(PROFILES, counts, strict=True) if count}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a policy made of a trace."""
+
+    requests: list[Served]
+    """In order of arrival."""
+
+    admitted: list[int]
+    """Index in WIDTHS that each got at first."""
+
+    tokens: list[int]
+    """Decoded, for each of WIDTHS."""
+
+
+def serve(trace: Sequence[Arrival], hardware: Hardware, policy: Fixed, seed: int, elastic: bool = False) -> Run:
+    """Every request of ``trace``, served by one engine under ``policy``.
+
+    Args:
+        elastic: requests in flight follow the width of the latest.
+    """
+    engine = Engine(hardware, seed)
+    requests, admitted = [], []
+    for arrival in trace:
+        engine.advance(arrival.at_s, policy.finished, policy.step)
+        index, decision = policy.choose(arrival, engine)
+        served = Served(arrival, index, decision)
+        requests.append(served)
+        admitted.append(index)
+        engine.submit(served)
+        if elastic:
+            engine.change_all(index)
+    while engine.requests:
+        engine.advance(engine.now_s + 1.0, policy.finished, policy.step)
+    return Run(requests, admitted, engine.tokens)

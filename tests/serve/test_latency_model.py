@@ -1,0 +1,193 @@
+"""What the latency model learns, how it generalizes, and that what it stores comes back."""
+
+import copy
+import json
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from matgptq_vllm.core.errors import InputError
+from serve.latency_model import MAX_CELLS, LatencyModel
+from serve.load import StepLoad
+
+PROFILES = ("2", "3", "4", "mix-4.5", "8")
+BITS = (2.0, 3.0, 4.0, 4.5, 8.0)
+COUNTS = st.dictionaries(st.sampled_from(PROFILES), st.integers(0, 300), max_size=5)
+LOADS = st.builds(StepLoad, COUNTS, COUNTS, st.integers(0, 100_000))
+
+
+def milliseconds(load: StepLoad, speed: float = 1.0) -> float:
+    """A truth of the model's own form."""
+    total = 1.5 + 2e-4 * load.context_tokens
+    for name, bits in zip(PROFILES, BITS, strict=True):
+        tokens, prompts = load.tokens.get(name, 0), load.prefill.get(name, 0)
+        if tokens or prompts:
+            total += 1.25 * bits + 0.1 * tokens + 0.02 * prompts
+    return total / speed
+
+
+def swept(noise: float = 0.05, speed: float = 1.0) -> LatencyModel:
+    """A model after a sweep like a server's."""
+    randomness = random.Random(0)
+    model = LatencyModel(PROFILES, BITS)
+    for batch in (1, 8, 32):
+        for name in reversed(PROFILES):
+            for step in range(8):
+                load = StepLoad({name: batch}, {}, batch * (32 + step))
+                model.observe(load, milliseconds(load, speed) * randomness.gauss(1, noise))
+    return model
+
+
+def error(model: LatencyModel, speed: float = 1.0) -> float:
+    """Mean relative error on mixed batches up to 30 sequences of each profile."""
+    randomness = random.Random(1)
+    errors = []
+    for _ in range(200):
+        names = randomness.sample(PROFILES, randomness.choice((1, 1, 2)))
+        load = StepLoad({name: randomness.randint(1, 30) for name in names}, {}, randomness.randint(100, 4000))
+        errors.append(abs(model.step_ms(load) / milliseconds(load, speed) - 1))
+    return sum(errors) / len(errors)
+
+
+def live(model: LatencyModel, steps: int, largest: int = 30, speed: float = 1.0, outliers: float = 0.0) -> None:
+    """Steps of mixed batches, as an engine under load takes them."""
+    randomness = random.Random(2)
+    for _ in range(steps):
+        names = randomness.sample(PROFILES, randomness.choice((1, 1, 2)))
+        prefill = {names[0]: randomness.randint(1, 300)} if randomness.random() < 0.3 else {}
+        load = StepLoad({name: randomness.randint(1, largest) for name in names}, prefill, randomness.randint(100, 4000))
+        factor = 30 if randomness.random() < outliers else randomness.gauss(1, 0.05)
+        model.observe(load, milliseconds(load, speed) * factor)
+
+
+def test_an_empty_model_predicts_nothing() -> None:
+    model = LatencyModel(PROFILES, BITS)
+    assert (model.step_ms(StepLoad({"8": 3})), model.num_observations, model.mean_error) == (0.0, 0, None)
+
+
+def test_a_sweep_of_a_second_is_enough_to_predict_within_a_tenth() -> None:
+    assert error(swept()) < 0.10
+
+
+def test_live_steps_bring_the_error_below_three_percent_despite_outliers() -> None:
+    model = swept()
+    live(model, 1500, outliers=0.01)
+    assert error(model) < 0.03
+    assert model.mean_error is not None
+    assert model.mean_error < 0.12
+
+
+def test_a_slower_machine_is_followed() -> None:
+    model = swept()
+    live(model, 500)
+    live(model, 3000, speed=0.7)
+    assert error(model, speed=0.7) < 0.06
+
+
+def test_an_hour_of_small_batches_does_not_spoil_large_ones() -> None:
+    model = swept()
+    live(model, 1000)
+    live(model, 5000, largest=2)
+    assert error(model) < 0.08
+
+
+def test_narrower_profiles_are_not_thought_slower_after_steps_of_the_widest_alone() -> None:
+    model = LatencyModel(PROFILES, BITS)
+    for batch in (1, 1, 2, 4, 2):
+        model.observe(StepLoad({"8": batch}), milliseconds(StepLoad({"8": batch})))
+    predicted = [model.step_ms(StepLoad({name: 4})) for name in PROFILES]
+    assert predicted == sorted(predicted)
+    assert predicted[0] > 0
+
+
+def test_a_profile_without_steps_lies_between_its_neighbours() -> None:
+    model = LatencyModel(PROFILES, BITS)
+    for _ in range(40):
+        for name in ("2", "8"):
+            for batch in (1, 8):
+                model.observe(StepLoad({name: batch}), milliseconds(StepLoad({name: batch})))
+    low, middle, high = (model.step_ms(StepLoad({name: 5})) for name in ("2", "4", "8"))
+    assert low < middle < high
+    assert middle == pytest.approx(milliseconds(StepLoad({"4": 5})), rel=0.1)
+
+
+def test_what_is_no_measurement_changes_nothing() -> None:
+    model = swept()
+    before = model.to_json()
+    for value in (0.0, -1.0, float("nan"), float("inf")):
+        model.observe(StepLoad({"8": 1}), value)
+    model.observe(StepLoad(), 5.0)
+    assert model.to_json() == before
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(LOADS, st.floats(0.01, 1e5)), max_size=20), LOADS, st.sampled_from(PROFILES))
+def test_predictions_are_never_negative_and_grow_with_the_load(steps, load, name) -> None:
+    model = LatencyModel(PROFILES, BITS)
+    for step, measured in steps:
+        model.observe(step, measured)
+    predicted = model.step_ms(load)
+    assert predicted >= 0
+    for more in (
+        StepLoad({**load.tokens, name: load.tokens.get(name, 0) + 1}, load.prefill, load.context_tokens),
+        StepLoad(load.tokens, {**load.prefill, name: load.prefill.get(name, 0) + 9}, load.context_tokens),
+        StepLoad(load.tokens, load.prefill, load.context_tokens + 100),
+    ):
+        assert model.step_ms(more) >= predicted * (1 - 1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(LOADS, st.floats(0.01, 1e5)), max_size=20))
+def test_what_is_stored_comes_back(steps) -> None:
+    model = LatencyModel(PROFILES, BITS)
+    for step, measured in steps:
+        model.observe(step, measured)
+    document = json.loads(json.dumps(model.to_json()))
+    other = LatencyModel(PROFILES, BITS)
+    other.restore(document)
+    assert other.to_json() == model.to_json()
+    assert all(other.step_ms(step) == model.step_ms(step) for step, _ in steps)
+
+
+def damaged():
+    document = swept().to_json()
+    yield "no object", []
+    yield "other profiles", {**document, "profiles": ["8"]}
+    for key in document:
+        yield f"no {key}", {name: value for name, value in document.items() if name != key}
+        yield f"{key} is text", {**document, key: "x"}
+        yield f"{key} is None", {**document, key: None}
+    yield "negative", {**document, "coefficients": [-1.0, *document["coefficients"][1:]]}
+    yield "infinite", {**document, "coefficients": [float("inf"), *document["coefficients"][1:]]}
+    for key, value in (("ms", 0), ("count", 0), ("met", 10**9), ("features", []), ("features", [[99, 1.0]]), ("key", [1])):
+        broken = copy.deepcopy(document)
+        broken["cells"][0][key] = value
+        yield f"cell: {key}", broken
+
+
+@pytest.mark.parametrize(("document"), [pytest.param(document, id=name) for name, document in damaged()])
+def test_a_damaged_store_is_refused_and_the_model_left_as_it_was(document) -> None:
+    model = swept()
+    before = model.to_json()
+    with pytest.raises(InputError, match="measured anew"):
+        model.restore(document)
+    assert model.to_json() == before
+
+
+def test_memory_is_bounded() -> None:
+    model = LatencyModel(PROFILES, BITS)
+    randomness = random.Random(3)
+    for _ in range(600):
+        tokens = {name: randomness.choice((0, 1, 5, 9, 33, 100)) for name in PROFILES}
+        model.observe(StepLoad(tokens, {"8": randomness.choice((0, 10, 100, 1000))}), 5.0)
+    assert len(model.to_json()["cells"]) == MAX_CELLS
+
+
+@pytest.mark.parametrize(
+    ("profiles", "bits"), [((), ()), (("8", "8"), (8, 8)), (("8",), (0,)), (("8",), ()), (("8", "2"), (8, 2)), (("8",), ("8",))]
+)
+def test_profiles_without_sensible_bits_are_refused(profiles, bits) -> None:
+    with pytest.raises(InputError, match="give"):
+        LatencyModel(profiles, bits)
