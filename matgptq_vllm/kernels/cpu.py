@@ -150,7 +150,9 @@ def _memory_of(name: str, size: int) -> torch.Tensor:
     if size > BLOCK_WEIGHTS:
         return torch.empty(size)
     if not hasattr(_memory, name):
-        setattr(_memory, name, torch.empty(BLOCK_WEIGHTS))
+        # Made in inference mode, it could not be written to outside of it.
+        with torch.inference_mode(False):
+            setattr(_memory, name, torch.empty(BLOCK_WEIGHTS))
     memory: torch.Tensor = getattr(_memory, name)
     return memory[:size]
 

@@ -1,6 +1,8 @@
 """kernels.cpu: levels of every code, products of every width against float64 and the plain oracle, rows among others."""
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -160,3 +162,19 @@ def test_no_rows_are_no_results() -> None:
     codes, scales = make_layer(9, CHUNK, 32)
     y = product(torch.empty(0, CHUNK), LAYOUT.split(codes), scales, [], 32, "nested")
     assert y.shape == (0, 9)
+
+
+def test_what_was_first_computed_in_inference_mode_is_computed_outside_of_it_too() -> None:
+    script = (
+        "import torch\n"
+        "from matgptq_vllm.core.planes import PlaneLayout\n"
+        "from matgptq_vllm.kernels.cpu import sliced_linear\n"
+        "planes = PlaneLayout().split(torch.randint(0, 256, (64, 128), dtype=torch.uint8))\n"
+        "widths = torch.tensor([2, 4, 8], dtype=torch.int32)\n"
+        "given = (torch.randn(3, 128), planes, torch.ones(64, 1), widths, PlaneLayout(), 128, 'curved')\n"
+        "with torch.inference_mode():\n"
+        "    inside = sliced_linear(*given)\n"
+        "assert torch.equal(sliced_linear(*given), inside)\n"
+    )
+    # A process of its own: what is kept between calls must first be made in inference mode.
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
