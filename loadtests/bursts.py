@@ -8,7 +8,6 @@ has, for each policy, the share of requests whose time per output token met the 
 import argparse
 import json
 import random
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+from loadtests import bench_serve
 
 CHUNK = 16
 """Prompt tokens per hash of the trace format."""
@@ -106,20 +107,10 @@ def replay(
     url: str, tokenizer: str, model: str | None, policy: str, budget_ms: float, trace: Path, total: int, out: Path
 ) -> dict[str, Any]:
     """Replay a trace under one policy: ``auto``, or the name of a precision. Returns vLLM's detailed result."""
-    target = out / f"{policy}.json"
-    target.unlink(missing_ok=True)
     header = f"X-Latency-Budget-Ms={budget_ms}" if policy == "auto" else f"X-Precision={policy}"
-    command = [
-        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "bench", "serve", "--backend", "openai", "--base-url", url),
-        *([] if model is None else ["--model", model, "--served-model-name", model]),
-        *("--tokenizer", tokenizer, "--header", header, "--dataset-name", "timed_trace", "--dataset-path", str(trace)),
-        *("--timed-trace-chunk-hash-size", str(CHUNK), "--num-prompts", str(total), "--ignore-eos", "--temperature", "0"),
-        *("--disable-tqdm", "--save-result", "--save-detailed", "--result-dir", str(out), "--result-filename", target.name),
-    ]
-    run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if run.returncode or not target.exists():
-        sys.exit(f"loadtests: `{' '.join(command)}` failed with status {run.returncode}:\n{run.stdout[-2000:]}")
-    return json.loads(target.read_text(encoding="utf-8"))
+    options = ["--dataset-name", "timed_trace", "--dataset-path", str(trace), "--timed-trace-chunk-hash-size", str(CHUNK)]
+    options += ["--num-prompts", str(total), "--save-detailed"]
+    return bench_serve.run(url, tokenizer, model, header, options, out / f"{policy}.json")
 
 
 def outcome(
@@ -162,8 +153,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
         rows.append(
             [found.policy, str(found.requests), f"{found.met:.1%}", f"{found.mean_width:.2f}", *times, str(found.failed)]
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return bench_serve.aligned(rows)
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:

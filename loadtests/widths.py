@@ -5,13 +5,13 @@ results stay in ``--out``, one JSON file per precision, and one table is printed
 """
 
 import argparse
-import json
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from loadtests import bench_serve
 
 COLUMNS = {
     # Heading: the key of vLLM's result, and its format.
@@ -35,6 +35,14 @@ class Load:
     output_len: int
     seed: int
 
+    def options(self) -> list[str]:
+        """As ``vllm bench serve`` takes it."""
+        return [
+            *("--dataset-name", "random", "--seed", str(self.seed)),
+            *("--random-input-len", str(self.input_len), "--random-output-len", str(self.output_len)),
+            *("--num-prompts", str(self.num_prompts), "--max-concurrency", str(self.concurrency)),
+        ]
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the load once per precision; returns 1 if any request failed."""
@@ -56,36 +64,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = {}
     for precision in given.precisions.split(","):
         target = given.out / f"precision-{precision}.json"
-        target.unlink(missing_ok=True)
-        command = bench_command(given.url, given.tokenizer, given.model, precision, load, target)
-        run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if run.returncode or not target.exists():
-            sys.exit(f"loadtests: `{' '.join(command)}` failed with status {run.returncode}:\n{run.stdout[-2000:]}")
-        results[precision] = json.loads(target.read_text(encoding="utf-8"))
+        header = f"X-Precision={precision}"
+        results[precision] = bench_serve.run(given.url, given.tokenizer, given.model, header, load.options(), target)
         print(f"precision {precision}: {results[precision]['output_throughput']:.1f} tokens/s", file=sys.stderr, flush=True)
     print(table(results))
     return int(any(result["failed"] for result in results.values()))
-
-
-def bench_command(url: str, tokenizer: str, model: str | None, precision: str, load: Load, target: Path) -> list[str]:
-    """The ``vllm bench serve`` command that puts ``load`` on ``url`` at one precision and writes its result to ``target``."""
-    names = [] if model is None else ["--model", model, "--served-model-name", model]
-    return [
-        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "bench", "serve", "--backend", "openai", "--base-url", url),
-        *names,
-        *("--tokenizer", tokenizer, "--header", f"X-Precision={precision}", "--dataset-name", "random", "--ignore-eos"),
-        *("--random-input-len", str(load.input_len), "--random-output-len", str(load.output_len), "--seed", str(load.seed)),
-        *("--num-prompts", str(load.num_prompts), "--max-concurrency", str(load.concurrency), "--temperature", "0"),
-        *("--disable-tqdm", "--save-result", "--result-dir", str(target.parent), "--result-filename", target.name),
-    ]
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """One line per precision."""
     rows = [["precision", *COLUMNS]]
     rows += [[name, *(format(result[key], spec) for key, spec in COLUMNS.values())] for name, result in results.items()]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return bench_serve.aligned(rows)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,8 @@ def parse_slo(raw: bytes) -> Slo:
         document = json.loads(raw)
     except ValueError:
         document = None
+    except RecursionError:
+        raise RequestError("the body must be a JSON object; this one is nested too deeply", "body") from None
     if not isinstance(document, dict) or not set(document) <= set(names):
         raise RequestError(f"the body must be a JSON object with {', '.join(names)}", "body")
     times = [document.get(name) for name in names[:2]]
@@ -146,7 +148,7 @@ class Control:
         expected = self.settings.admin_key
         return expected is not None and api_key is not None and hmac.compare_digest(api_key.encode(), expected.encode())
 
-    def set_slo(self, slo: "Slo") -> None:
+    def set_slo(self, slo: Slo) -> None:
         """Let ``auto`` requests aim at something else; InputError if the floor is not held."""
         if slo.auto_floor == AUTO:
             raise RequestError(f"auto_floor is {AUTO!r}; it must be a profile, such as 3", "body", param="auto_floor")
@@ -164,7 +166,6 @@ class Control:
         for entry in document["data"]:
             entry["step_ms"] = {str(batch): self.predicted_ms(entry["id"], batch) for batch in SHOWN_BATCHES}
         load = self.tracker.load()
-        slo = self.admission.slo
         return {
             **document,
             "load": {
@@ -178,12 +179,17 @@ class Control:
                 "observations": self.model.num_observations,
                 "mean_error": self.model.mean_error,
             },
-            "slo": {
-                "tpot_ms": None if slo is None else slo.tpot_ms,
-                "ttft_ms": None if slo is None else slo.ttft_ms,
-                "auto_floor": self.admission.floor,
-            },
+            "slo": self.slo_json(),
             "decisions": list(self.admission.decisions),
+        }
+
+    def slo_json(self) -> dict[str, Any]:
+        """What ``auto`` requests aim at now."""
+        slo = self.admission.slo
+        return {
+            "tpot_ms": None if slo is None else slo.tpot_ms,
+            "ttft_ms": None if slo is None else slo.ttft_ms,
+            "auto_floor": self.admission.floor,
         }
 
     def predicted_ms(self, profile: str, batch: int) -> float | None:

@@ -159,14 +159,10 @@ class PrecisionEndpoints:
                     "this needs the admin key (environment variable MATGPTQ_ADMIN_KEY of the server)", "key", 403
                 )
             raw = await read_body(request.receive, request.scope["headers"], MAX_ADMIN_BYTES)
-            try:
-                slo = parse_slo(raw or b"")
-            except RecursionError:
-                raise RequestError("the body must be a JSON object; this one is nested too deeply", "body") from None
-            self._control.set_slo(slo)
+            self._control.set_slo(parse_slo(raw or b""))
         except MatGPTQError as error:
             return _answer(error)
-        return JSONResponse(self._control.to_json(None)["slo"])
+        return JSONResponse(self._control.slo_json())
 
 
 def _no_replica() -> UnsupportedError:
