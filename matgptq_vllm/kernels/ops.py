@@ -47,7 +47,7 @@ def sliced_linear(
     """x @ W.T + bias with the weights of every row read at the width of that row's profile.
 
     The type of the planes tells their layout and with it who computes: uint8 is the checkpoint layout and plain torch,
-    ``kernels.cpu`` on a CPU and ``kernels.reference`` elsewhere; int16 is the kernel layout and the kernels
+    ``kernels.cpu`` on a CPU and ``kernels.reference`` elsewhere; int32 is the kernel layout and the kernels
     (``kernels.resident``).
 
     Args:
