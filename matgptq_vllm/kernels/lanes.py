@@ -173,7 +173,7 @@ def multiply(pairs, x, sums, TERMS: tl.constexpr, FIRST: tl.constexpr, CODE: tl.
     Args:
         pairs: of ``piece_weights``.
         x: four words: 8 adjacent elements of row lane / 4, from 8 * (lane mod 4) on.
-        sums: float32, outputs g = lane / 4 and g + 8, rows r = 2 * (lane mod 4) and the next: (g, r), (g, r + 1), (g + 8, r), ...
+        sums: float32, outputs g = lane / 4 and g + 8, rows r = 2 * (lane mod 4) and the next: (g, r), (g, r + 1), (g + 8, r).
             With FIRST they are not read.
     """
     for index in tl.static_range(2 * TERMS):

@@ -16,7 +16,6 @@ Weights of all widths of a rule are in the same unit, ``FACTOR`` levels, so that
 
 import hashlib
 import struct
-from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
@@ -57,19 +56,26 @@ class Assembly(NamedTuple):
     constraints: str
 
 
-@dataclass(frozen=True)
-class LaneCode:
+class LaneCode(str):
     """The assembly for activations of one type, as a compile-time argument of Triton kernels.
+
+    It is text, the type's name and a digest of all assembly: Triton keeps compiled kernels under it, and programs that watch
+    Triton compile, as vLLM does, write it down as JSON.
 
     Args:
         dtype: "bf16" or "f16", the type's name in PTX.
     """
 
+    __slots__ = ("dtype",)
+
     dtype: str
 
-    def __post_init__(self) -> None:
-        if self.dtype not in _TORCH:
-            raise ValueError(f"weights can be made in bf16 or f16, not in {self.dtype!r}")
+    def __new__(cls, dtype: str) -> "LaneCode":
+        if dtype not in _TORCH:
+            raise ValueError(f"weights can be made in bf16 or f16, not in {dtype!r}")
+        code = super().__new__(cls, f"{dtype} {_digest(dtype)}")
+        code.dtype = dtype
+        return code
 
     def weights(self, width: int, half: int, rule: SliceRule) -> Assembly:
         """``weights`` for this type."""
@@ -87,13 +93,13 @@ class LaneCode:
         """``load_two``, which is the same for all types."""
         return load_two()
 
-    @property
-    def cache_key(self) -> str:
-        """Digest of all assembly: Triton keeps compiled kernels under it."""
-        texts = [self.weights(width, half, rule).text for width in WIDTHS for half in (0, 1) for rule in SLICE_RULES]
-        texts += [text for flag in (False, True) for text in (self.product(flag).text, load(flag, not flag).text)]
-        texts.append(load_two().text)
-        return hashlib.sha256("".join(texts).encode()).hexdigest()
+
+@cache
+def _digest(dtype: str) -> str:
+    texts = [weights(width, half, rule, dtype).text for width in WIDTHS for half in (0, 1) for rule in SLICE_RULES]
+    texts += [text for flag in (False, True) for text in (product(dtype, flag).text, load(flag, not flag).text)]
+    texts.append(load_two().text)
+    return hashlib.sha256("".join(texts).encode()).hexdigest()[:16]
 
 
 def bits_needed(width: int, rule: str) -> int:

@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from dataclasses import dataclass
 from functools import cache
 
 from matgptq_vllm.core.precision import WIDTHS
@@ -10,27 +9,32 @@ from matgptq_vllm.core.slicing import SLICE_RULES, SliceRule
 from matgptq_vllm.kernels.lanes_ptx import PAIRS, Assembly, num_terms, weights
 
 
-@dataclass(frozen=True)
-class WideCode:
-    """The assembly for activations of one type, as a compile-time argument.
+class WideCode(str):
+    """The assembly for activations of one type, as a compile-time argument; text, as ``lanes_ptx.LaneCode`` is.
 
     Args:
         dtype: "bf16" or "f16", the type's name in PTX.
     """
 
+    __slots__ = ("dtype",)
+
     dtype: str
+
+    def __new__(cls, dtype: str) -> "WideCode":
+        code = super().__new__(cls, f"{dtype} {_digest(dtype)}")
+        code.dtype = dtype
+        return code
 
     def scaled_weights(self, width: int, rule: SliceRule, scaled: bool) -> Assembly:
         """``scaled_weights`` for this type."""
         return scaled_weights(width, rule, scaled, self.dtype)
 
-    @property
-    def cache_key(self) -> str:
-        """Digest of all assembly: Triton keeps compiled kernels under it."""
-        texts = [
-            self.scaled_weights(width, rule, flag).text for width in WIDTHS for rule in SLICE_RULES for flag in (False, True)
-        ]
-        return hashlib.sha256("".join(texts).encode()).hexdigest()
+
+@cache
+def _digest(dtype: str) -> str:
+    scaled = (False, True)
+    texts = [scaled_weights(width, rule, flag, dtype).text for width in WIDTHS for rule in SLICE_RULES for flag in scaled]
+    return hashlib.sha256("".join(texts).encode()).hexdigest()[:16]
 
 
 @cache

@@ -1,6 +1,8 @@
 """kernels.lanes_ptx: its assembly, emulated, gives the levels of core.slicing for every code."""
 
 import itertools
+import json
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from matgptq_vllm.core.precision import WIDTHS
 from matgptq_vllm.core.slicing import SLICE_RULES, SliceRule, levels
 from matgptq_vllm.kernels.lanes_ptx import FACTOR, LaneCode, bits_needed, weights
 from matgptq_vllm.kernels.layout import num_planes, to_kernel_layout
+from matgptq_vllm.kernels.wide_ptx import WideCode
 
 from .ptx_emulator import TYPES, emulate
 
@@ -45,13 +48,22 @@ def test_weights_are_the_levels_of_the_rule(width: int, rule: SliceRule, dtype: 
         assert error == 0
 
 
-def test_a_change_of_any_assembly_changes_the_key_of_compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = LaneCode("bf16").cache_key
-    assert before != LaneCode("f16").cache_key
-    monkeypatch.setattr(
-        "matgptq_vllm.kernels.lanes_ptx.weights", lambda *arguments: weights(*arguments)._replace(text="nop;" + str(arguments))
-    )
-    assert LaneCode("bf16").cache_key != before
+@pytest.mark.parametrize("code", [LaneCode, WideCode])
+def test_the_text_of_a_code_tells_all_its_assembly_and_can_be_written_as_json(
+    code: type[LaneCode] | type[WideCode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = code("bf16")
+    assert before != code("f16")
+    assert json.loads(json.dumps(before)) == before
+    module = code.__module__
+    name = "weights" if code is LaneCode else "scaled_weights"
+    original = getattr(sys.modules[module], name)
+    monkeypatch.setattr(f"{module}.{name}", lambda *arguments: original(*arguments)._replace(text="nop;" + str(arguments)))
+    sys.modules[module]._digest.cache_clear()
+    try:
+        assert code("bf16") != before
+    finally:
+        sys.modules[module]._digest.cache_clear()
 
 
 def test_other_types_are_refused() -> None:
