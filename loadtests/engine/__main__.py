@@ -6,6 +6,7 @@ the same ``--out`` adds to the report.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -67,10 +68,8 @@ def _measured(plan: Plan, out: Path, timeout_s: float) -> bool:
         except subprocess.TimeoutExpired:
             print(f"{plan.variant}: not done after {timeout_s:.0f} s", file=sys.stderr)
         finally:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             process.wait()
     if target.exists():
         return True

@@ -44,8 +44,9 @@ class Plan:
     @classmethod
     def read(cls, path: Path) -> "Plan":
         """The plan in a JSON file."""
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in document.items()}
+        return cls(**fields)
 
 
 Generate = Callable[[int, int, int], float]

@@ -92,12 +92,14 @@ def ratio_cells(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def markdown(results: Sequence[Mapping[str, Any]]) -> str:
     """The whole report."""
-    plan = results[0]["plan"]
+    first = results[0]
+    plan = first["plan"]
     parts = [
         "# Engine speed\n",
-        f"{results[0]['device']}, vLLM {results[0]['vllm']}, torch {results[0]['torch']}. Random weights, bfloat16 activations, "
-        f"prompts of {plan['prompt_len']} tokens, {plan['tokens']} decode steps timed (median of {plan['repeats']}), prefill of "
-        f"prompts of {plan['prefill_len']} tokens; {'eager' if plan['eager'] else 'CUDA graphs'}. Engines one after the other.\n",
+        f"{first['device']}, vLLM {first['vllm']}, torch {first['torch']}. Random weights, bfloat16 activations, "
+        f"prompts of {plan['prompt_len']} tokens, {plan['tokens']} decode steps timed, prefill of prompts of "
+        f"{plan['prefill_len']} tokens, median of {plan['repeats']} runs; "
+        f"{'eager' if plan['eager'] else 'CUDA graphs'}. One engine after the other.\n",
         _table(cells(results)),
     ]
     ratios = ratio_cells(results)

@@ -23,10 +23,14 @@ class MeasuredWorker:
                 chance = generator.setdefault(device, torch.Generator(device).manual_seed(0))
                 limits = torch.iinfo(parameter.dtype)
                 parameter.data.random_(limits.min, limits.max, generator=chance)
-        schemes = (getattr(module, "scheme", None) for module in model.modules())
-        kernels = {type(scheme.kernel).__name__ for scheme in schemes if hasattr(scheme, "kernel")}
+        kernels = {type(module.scheme.kernel).__name__ for module in model.modules() if _has_kernel(module)}
         return {
             "weight_bytes": sum(parameter.nbytes for parameter in model.parameters()),
             "kernels": sorted(kernels),
             "runner": f"{type(self.model_runner).__module__}.{type(self.model_runner).__name__}",
         }
+
+
+def _has_kernel(module: Any) -> bool:
+    """Whether vLLM computes the layer with one of its kernels for packed integers."""
+    return hasattr(getattr(module, "scheme", None), "kernel")
