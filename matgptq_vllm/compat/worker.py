@@ -8,6 +8,7 @@ from matgptq_vllm.compat.replica import replica_of
 from matgptq_vllm.compat.runner import add_precision, runner_version
 from matgptq_vllm.core.errors import UnsupportedError
 from matgptq_vllm.core.parent import QUANT_METHOD
+from matgptq_vllm.core.precision import uniform_name
 from matgptq_vllm.engine.precision_state import PrecisionState
 from matgptq_vllm.engine.replica import Replica
 
@@ -35,7 +36,9 @@ class MatGPTQWorker(_PlatformWorker):
         assert self.device is not None  # set by init_device
         max_tokens = self.vllm_config.scheduler_config.max_num_batched_tokens
         self.precision_state = PrecisionState(replica.catalogue, replica.step_buffers(max_tokens, self.device))
-        add_precision(self.model_runner, self.precision_state)
+        widths = replica.options.graph_widths
+        graph_profiles = tuple(replica.catalogue.index(uniform_name(width)) for width in widths)
+        add_precision(self.model_runner, self.precision_state, graph_profiles)
         self._static_report = _static_report(replica, self.model_runner)
 
     def matgptq_replica(self) -> dict[str, Any]:

@@ -22,8 +22,17 @@ class ReplicaOptions:
     default_precision: str | None = None
     """Profile of requests that ask for none; unset, the uniform profile of max_width."""
 
+    graph_widths: tuple[int, ...] = ()
+    """Widths for which batches of that width alone get CUDA graphs of their own."""
+
     def __post_init__(self) -> None:
         check_width(self.max_width)
+        # A list, where the options came as JSON.
+        object.__setattr__(self, "graph_widths", tuple(map(check_width, self.graph_widths)))
+        if self.graph_widths and max(self.graph_widths) > self.max_width:
+            raise InputError(
+                f"graph_widths are {self.graph_widths}, but this replica holds up to {self.max_width}; leave the others out"
+            )
         if self.default_precision is not None:
             # An int stands for a uniform width; keep the name it means.
             object.__setattr__(self, "default_precision", check_profile_name(self.default_precision))
