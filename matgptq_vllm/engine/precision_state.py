@@ -82,6 +82,11 @@ class PrecisionState:
         self._buffers.reset()
         self._rows = None
 
+    def write_uniform_step(self, profile: int) -> None:
+        """Prepare a run whose rows all have ``profile``, whatever their requests ask for; not counted as a step."""
+        self._buffers.write(np.array([profile], dtype=np.int32), np.ones(1, dtype=np.int32))
+        self._rows = None
+
     def prepare_capture(self, profile: int | None) -> None:
         """Prepare the capture of a CUDA graph: for steps whose rows all have ``profile``, or, if None, for any step."""
         self._buffers.prepare_capture(profile)
