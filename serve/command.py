@@ -28,7 +28,7 @@ READ = (SERVED_NAME, ADDITIONAL_CONFIG, SPECULATIVE_CONFIG, *OWNED)
 """vLLM options that are looked at; every other one passes through."""
 
 
-DRAFT_TOKENS = 3
+DRAFT_TOKENS = 2
 """Tokens drafted at a time, unless the operator says otherwise."""
 
 

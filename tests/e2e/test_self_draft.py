@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from .greedy import agree
 from .replica_server import ROOT, engine_environment
 
 pytestmark = pytest.mark.engine
@@ -56,14 +57,6 @@ def answers(drafting):
 
 print(json.dumps([answers(False), answers(True)]))
 """
-
-
-def agree(first: dict, second: dict) -> bool:
-    """Whether two greedy answers are equal, or part where two candidates are within 0.05."""
-    for one, other, candidates in zip(first["tokens"], second["tokens"], first["top"], strict=True):
-        if one != other:
-            return str(other) in candidates and abs(candidates[str(one)] - candidates[str(other)]) < 0.05
-    return True
 
 
 def test_drafting_changes_no_greedy_answer_and_leaves_no_narrow_keys(profiled_parent: Path) -> None:
