@@ -13,6 +13,7 @@ from loadtests.engine.measure import Plan, decode_ms, engine_options, prefill_to
 from loadtests.engine.shapes import SHAPES
 from loadtests.engine.variants import precisions
 from matgptq_vllm.core.checkpoint import ParentReader
+from matgptq_vllm.core.replica import ReplicaOptions
 from matgptq_vllm.core.storage import plane_bytes, scale_bytes
 
 PLAN = Plan("ours", "folder", (1, 8), ("2", "mix48"), 100, 8, 64, 8, 256, 2, False, 1024)
@@ -53,7 +54,7 @@ def test_times_are_differences_so_that_constant_costs_drop_out() -> None:
 
 def test_one_engine_serves_all_widths_and_captures_the_batches_measured() -> None:
     options = engine_options(PLAN)
-    assert options["additional_config"]["matgptq"]["max_width"] == 8
+    assert ReplicaOptions.from_additional_config(options["additional_config"]).max_width == 8
     assert options["compilation_config"] == {"cudagraph_capture_sizes": [1, 8]}
     assert "worker_cls" not in engine_options(Plan(**{**PLAN.__dict__, "variant": "bf16"}))
 
