@@ -70,6 +70,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "serve.cli": (*PLAIN_CORE, "serve", "vllm"),
     "serve.stat_logger": (*PLAIN_CORE, "serve", "prometheus_client", "vllm"),
     "loadtests": ("loadtests", "httpx"),
+    "loadtests.engine": (*PLAIN_CORE, "loadtests", "matplotlib"),
+    "loadtests.engine.measure": (*PLAIN_CORE, "loadtests.engine", "torch", "vllm"),
+    "loadtests.engine.worker": ("torch",),
     "loadtests.simulation": ("loadtests", "serve", "matplotlib"),
 }  # fmt: skip
 

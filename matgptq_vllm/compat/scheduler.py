@@ -12,6 +12,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 
 from matgptq_vllm.compat.replica import open_replica
 from matgptq_vllm.compat.runner import requested_precision
+from matgptq_vllm.compat.self_draft import drafts_itself
 from matgptq_vllm.core.errors import InputError
 
 _logger = logging.getLogger(__name__)
@@ -22,6 +23,9 @@ class _PrecisionScheduling:
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any):
         super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
+        if drafts_itself(vllm_config):
+            # Blocks for the tokens that are drafted after a step: the method's other users write none.
+            self.num_lookahead_tokens = vllm_config.speculative_config.num_speculative_tokens
         self._catalogue = open_replica(vllm_config).catalogue
         self._refused: dict[str, tuple[int, str]] = {}  # request id -> (client index, why)
 

@@ -6,8 +6,11 @@ from vllm.platforms import current_platform
 
 from matgptq_vllm.compat.replica import replica_of
 from matgptq_vllm.compat.runner import add_precision, runner_version
+from matgptq_vllm.compat.self_draft import drafts_itself
 from matgptq_vllm.core.errors import UnsupportedError
 from matgptq_vllm.core.parent import QUANT_METHOD
+from matgptq_vllm.core.precision import uniform_name
+from matgptq_vllm.core.replica import SELF_DRAFT_CLASS
 from matgptq_vllm.engine.precision_state import PrecisionState
 from matgptq_vllm.engine.replica import Replica
 
@@ -35,7 +38,11 @@ class MatGPTQWorker(_PlatformWorker):
         assert self.device is not None  # set by init_device
         max_tokens = self.vllm_config.scheduler_config.max_num_batched_tokens
         self.precision_state = PrecisionState(replica.catalogue, replica.step_buffers(max_tokens, self.device))
-        add_precision(self.model_runner, self.precision_state)
+        widths = replica.options.graph_widths
+        graph_profiles = tuple(replica.catalogue.index(uniform_name(width)) for width in widths)
+        add_precision(self.model_runner, self.precision_state, graph_profiles)
+        if drafts_itself(self.vllm_config):
+            _attach_draft(self.model_runner, replica, self.precision_state)
         self._static_report = _static_report(replica, self.model_runner)
 
     def matgptq_replica(self) -> dict[str, Any]:
@@ -45,6 +52,20 @@ class MatGPTQWorker(_PlatformWorker):
             "steps": self.precision_state.num_steps,
             "tokens": self.precision_state.tokens_by_profile(),
         }
+
+
+def _attach_draft(runner: Any, replica: Replica, state: PrecisionState) -> None:
+    """Make the runner's drafter run the model at the replica's draft width; UnsupportedError if it has none."""
+    width = replica.options.draft_width
+    if width is None:
+        raise UnsupportedError(
+            f"the speculative configuration names {SELF_DRAFT_CLASS}, but no width is to draft; start with --draft-width"
+        )
+    bits = replica.average_bits()
+    wider = frozenset(index for index, name in enumerate(replica.catalogue.profiles) if bits[name] > width)
+    # Only the last pipeline rank drafts.
+    if hasattr(runner, "drafter"):
+        runner.drafter.attach(runner, state, replica.catalogue.index(uniform_name(width)), wider)
 
 
 def _static_report(replica: Replica, runner: Any) -> dict[str, Any]:

@@ -96,6 +96,7 @@ class MatGPTQLinearMethod(LinearMethodBase):
             "token_profiles": step.token_profiles,
             "row_order": step.row_order,
             "step_profiles": step.step_profiles,
+            "graph_profile": step.graph_profile,
             "locks": torch.empty(0, dtype=torch.int32, device=device),
         }
         for name, buffer in buffers.items():
@@ -135,6 +136,7 @@ class MatGPTQLinearMethod(LinearMethodBase):
             spec.group_size,
             spec.slice_rule,
             bias,
+            layer.graph_profile,
         )
         return y.reshape(*x.shape[:-1], -1)
 

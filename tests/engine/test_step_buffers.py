@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matgptq_vllm.engine.step_buffers import StepBuffers
+from matgptq_vllm.engine.step_buffers import ANY_PROFILE, StepBuffers
 from matgptq_vllm.kernels.segments import rows_of_width
 
 MAX_TOKENS, MAX_PROFILES, DEFAULT = 40, 6, 4
@@ -86,3 +86,14 @@ def test_any_steps_are_described_right_for_the_device_and_the_host(steps: list[l
             assert rows == {row: int(WIDTHS[profiles[row]]) for row in range(m)}
             assert sum(m if rows is None else len(rows) for _, rows in found) == m
     assert addresses(buffers) == before
+
+
+def test_while_a_graph_of_one_profile_is_captured_its_kernels_are_known() -> None:
+    buffers = make_buffers()
+    write(buffers, (0, 1), (5, 1))
+    buffers.prepare_capture(2)
+    assert buffers.graph_profile.tolist() == [2]
+    assert buffers.token_profiles.tolist() == [2] * MAX_TOKENS
+    buffers.reset()
+    assert buffers.graph_profile.tolist() == [ANY_PROFILE]
+    assert buffers.token_profiles.tolist() == [DEFAULT] * MAX_TOKENS
