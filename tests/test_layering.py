@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(PLAIN_CORE, PLAIN_CORE),
     CORE: (CORE, "torch", "safetensors"),
     "matgptq_vllm.kernels": (CORE, "matgptq_vllm.kernels", "torch", "triton"),
+    "matgptq_vllm.kernels.compile_ahead": (CORE, "matgptq_vllm.kernels", "filelock", "torch", "triton"),
     "matgptq_vllm.kernels.bench": (CORE, "matgptq_vllm.kernels", "torch"),
     "matgptq_vllm.kernels.tables": (*PLAIN_CORE, "matgptq_vllm.kernels.config"),
     "matgptq_vllm.kernels.tune": (CORE, "matgptq_vllm.kernels", "torch"),
@@ -44,8 +45,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         CORE, "matgptq_vllm.engine", "matgptq_vllm.compat", "huggingface_hub", "numpy", "packaging", "torch", "vllm",
     ),
     "matgptq_vllm.plugin": (
-        CORE, "matgptq_vllm.kernels.capability", "matgptq_vllm.kernels.ops", "matgptq_vllm.kernels.resident",
-        "matgptq_vllm.engine", "matgptq_vllm.compat", "matgptq_vllm.plugin", "torch", "vllm",
+        CORE, "matgptq_vllm.kernels.capability", "matgptq_vllm.kernels.compile_ahead", "matgptq_vllm.kernels.ops",
+        "matgptq_vllm.kernels.resident", "matgptq_vllm.engine", "matgptq_vllm.compat", "matgptq_vllm.plugin", "torch", "vllm",
     ),
     "calibrate": (
         CORE, "calibrate", "matgptq_vllm.__init__", "numpy", "safetensors", "torch", "tqdm", "transformers", "datasets",

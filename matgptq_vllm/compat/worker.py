@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
 from matgptq_vllm.compat.replica import replica_of
@@ -18,6 +19,9 @@ if TYPE_CHECKING or not current_platform.is_cpu():
     from vllm.v1.worker.gpu_worker import Worker as _PlatformWorker
 else:
     from vllm.v1.worker.cpu_worker import CPUWorker as _PlatformWorker
+
+
+logger = init_logger(__name__)
 
 
 class MatGPTQWorker(_PlatformWorker):
@@ -44,6 +48,9 @@ class MatGPTQWorker(_PlatformWorker):
         if drafts_itself(self.vllm_config):
             _attach_draft(self.model_runner, replica, self.precision_state)
         self._static_report = _static_report(replica, self.model_runner)
+        # Before vLLM measures how much memory is free: the processes that compile take some while they run.
+        quantization: Any = self.vllm_config.quant_config
+        quantization.compile_kernels(self.model_runner.get_model(), self.device, logger.info)
 
     def matgptq_replica(self) -> dict[str, Any]:
         """What this worker holds and has computed (``collective_rpc``)."""

@@ -9,7 +9,7 @@ Parameters of a layer on one tensor-parallel rank while it is loaded, with N out
 After loading, where the kernels run, they are replaced by those of the kernel layout, under the same names.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.config import get_current_vllm_config
@@ -26,9 +26,12 @@ from matgptq_vllm.core.checkpoint import SCALES, plane_name
 from matgptq_vllm.core.errors import FormatError, UnsupportedError
 from matgptq_vllm.core.manifest import CONFIG_FILE, MANIFEST_FILE
 from matgptq_vllm.core.planes import K_ALIGNMENT
-from matgptq_vllm.core.slicing import num_groups
+from matgptq_vllm.core.slicing import check_rule, num_groups
 from matgptq_vllm.engine.replica import Replica
 from matgptq_vllm.kernels.resident import kernels_run, to_resident
+
+if TYPE_CHECKING:
+    from matgptq_vllm.kernels.compile_ahead import LayerKind
 
 
 @register_weight_loader_v2_supported_method
@@ -116,6 +119,18 @@ class MatGPTQLinearMethod(LinearMethodBase):
             layer.register_parameter(plane_name(plane), torch.nn.Parameter(data, requires_grad=False))
         layer.register_parameter(SCALES, torch.nn.Parameter(resident.scales, requires_grad=False))
         layer.locks = resident.locks
+
+    def kernel_kind(self, layer: Any) -> "LayerKind | None":
+        """What the kernels of the layer depend on; None where none run."""
+        if not layer.locks.numel():
+            return None
+        # Needs Triton, which a machine without a GPU may not have.
+        from matgptq_vllm.kernels.compile_ahead import LayerKind
+
+        spec = self._replica.reader.spec
+        dtype, scale_dtype = (str(dtype).removeprefix("torch.") for dtype in (self._dtype, layer.scales.dtype))
+        rule = check_rule(spec.slice_rule)
+        return LayerKind(self._n, self._k, tuple(layer.widths), spec.group_size, rule, dtype, scale_dtype)
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [..., K] -> [..., N], every row at the width of its token's profile."""
