@@ -59,7 +59,7 @@ class Decision:
 
     profile: str
     reason: str
-    """``budget``: predicted to meet the budget; ``best-effort``: not; ``auto``: there is none."""
+    """``budget``: predicted to meet the budget; ``best-effort``: not; ``auto``: there is none (``serve.admission``)."""
 
     predicted_tpot_ms: float | None
     """Without margin; None while nothing is known."""
@@ -87,7 +87,7 @@ class _Class:
     """Of each profile: since when every decision found the target, with UP_HEADROOM, at least as wide; else infinity."""
 
 
-_Key = tuple[int | None, int | None]
+BudgetClass = tuple[int | None, int | None]
 
 
 class Controller:
@@ -96,8 +96,6 @@ class Controller:
     Args:
         model: of the same profiles.
         profiles: narrow to wide.
-        floor: narrowest profile that it chooses, None for any.
-        slo: the budget of requests that bring none, None if there is none.
         clock: monotonic seconds.
         max_running: sequences that the engine runs at most, None for no bound.
         max_batched_tokens: tokens that the engine computes at most in a step.
@@ -108,8 +106,6 @@ class Controller:
         self,
         model: LatencyModel,
         profiles: Sequence[str],
-        floor: str | None = None,
-        slo: Budget | None = None,
         clock: Callable[[], float] = time.monotonic,
         max_running: int | None = None,
         max_batched_tokens: int = 2048,
@@ -123,17 +119,15 @@ class Controller:
 
         self._model = model
         self._index = {name: index for index, name in enumerate(self.profiles)}
-        self._floor = 0 if floor is None else self._position(floor)
-        self._slo = slo
         self._clock = clock
         self._elastic = elastic
         limit = math.inf if max_running is None else max(1, max_running)
-        self._forecast = Forecast(model, clock, limit, max(1, max_batched_tokens), elastic)
-        self._classes: dict[_Key, _Class] = {}
+        self._forecast = Forecast(model, clock, limit, max(1, max_batched_tokens))
+        self._classes: dict[BudgetClass, _Class] = {}
 
     def decide(
         self,
-        budget: Budget | None,
+        budget: Budget,
         load: Load,
         prompt_tokens: int,
         floor: str | None = None,
@@ -142,9 +136,9 @@ class Controller:
         """The profile of an ``auto`` request that arrives now.
 
         Args:
-            budget: of the request; None for the replica's SLO.
-            load: of the engine, without this request.
-            floor: narrowest profile for this request, if that is wider than the replica's.
+            budget: of the request; one without bounds is met by every profile.
+            load: of the engine, without this request; ``following`` are the requests of the same class (``class_of``).
+            floor: narrowest profile for this request, None for any.
             allowed: the profiles that it may get, None for all. Where all are below the floor, it gets the widest of them.
 
         Raises:
@@ -152,14 +146,8 @@ class Controller:
         """
         choices = self._choices(floor, allowed)
         self.arrived(prompt_tokens)
-        budget = self._slo if budget is None else budget
-        if budget is None or (budget.tpot_ms is None and budget.ttft_ms is None):
-            return Decision(self.profiles[choices[-1]], "auto", None, None, True)
-        key, rounded = _class_of(budget)
-        times = [self._forecast.times(name, load, prompt_tokens) for name in self.profiles]
-        busier = [self._forecast.times(name, load, prompt_tokens, UP_HEADROOM) for name in self.profiles]
-        level = self._switch(key, self._target(rounded, times), self._target(rounded, busier))
-        chosen = max((index for index in choices if index <= level), default=choices[0])
+        level, times = self._look(budget, load, prompt_tokens)
+        chosen = _clipped(level, choices)
         tpot, ttft = times[chosen].tpot, times[chosen].ttft
         meets = _within(tpot, budget.tpot_ms) and _within(ttft, budget.ttft_ms)
         reason = "budget" if meets else "best-effort"
@@ -167,12 +155,18 @@ class Controller:
             return Decision(self.profiles[chosen], reason, None, None, meets, budget)
         return Decision(self.profiles[chosen], reason, tpot, ttft, meets, budget)
 
-    def level(self, budget: Budget | None) -> str | None:
-        """The profile that the class of ``budget`` (None: the replica's SLO) is at, floors aside; None before its first
-        decision. Where running requests follow, they follow this."""
-        budget = self._slo if budget is None else budget
-        state = None if budget is None else self._classes.get(_class_of(budget)[0])
-        return None if state is None else self.profiles[state.level]
+    def review(self, budget: Budget, load: Load) -> None:
+        """Look again at the class of ``budget`` while nothing arrives: where running requests follow, they may step too.
+
+        Args:
+            load: as for ``decide``.
+        """
+        self._look(budget, load, 0)
+
+    def profile(self, budget: Budget, floor: str | None = None, allowed: Collection[str] | None = None) -> str | None:
+        """What the class of ``budget`` gets now within ``floor`` and ``allowed``; None before its first decision."""
+        state = self._classes.get(class_of(budget))
+        return None if state is None else self.profiles[_clipped(state.level, self._choices(floor, allowed))]
 
     def arrived(self, prompt_tokens: int) -> None:
         """Take note of a request that arrives now. ``decide`` does it for its own; call it for requests that name their
@@ -201,11 +195,18 @@ class Controller:
 
     def _choices(self, floor: str | None, allowed: Collection[str] | None) -> list[int]:
         """Indices that the request may get, narrow to wide; at least one."""
-        lowest = self._floor if floor is None else max(self._floor, self._position(floor))
+        lowest = 0 if floor is None else self._position(floor)
         indices = [index for index, name in enumerate(self.profiles) if allowed is None or name in allowed]
         if not indices:
             raise InputError(f"none of the allowed profiles {list(allowed or ())} is held; held are {', '.join(self.profiles)}")
         return [index for index in indices if index >= lowest] or indices[-1:]
+
+    def _look(self, budget: Budget, load: Load, prompt_tokens: int) -> tuple[int, list[Times]]:
+        """(level of the class after this look, times at each profile)."""
+        rounded = _on_grid(budget)
+        times = [self._forecast.times(name, load, prompt_tokens) for name in self.profiles]
+        busier = [self._forecast.times(name, load, prompt_tokens, UP_HEADROOM) for name in self.profiles]
+        return self._switch(class_of(budget), self._target(rounded, times), self._target(rounded, busier)), times
 
     def _target(self, budget: Budget, times: Sequence[Times]) -> int:
         """Index of the profile for now, hysteresis aside."""
@@ -223,7 +224,7 @@ class Controller:
         """Whether a burst that finds the engine at ``wide`` can be met at ``safe``."""
         return self._forecast.mixed(self.profiles[wide], self.profiles[safe]) <= tpot_ms
 
-    def _switch(self, key: _Key, target: int, roomy: int) -> int:
+    def _switch(self, key: BudgetClass, target: int, roomy: int) -> int:
         """The class's level after this decision."""
         now = self._clock()
         state = self._classes.get(key)
@@ -243,11 +244,18 @@ class Controller:
         return state.level
 
 
-def _class_of(budget: Budget) -> tuple[_Key, Budget]:
-    """The class that a budget belongs to, and a budget on the class's grid that is never looser."""
-    tpot_key, tpot = _rounded(budget.tpot_ms, *TPOT_GRID)
-    ttft_key, ttft = _rounded(budget.ttft_ms, *TTFT_GRID)
-    return (tpot_key, ttft_key), Budget(tpot, ttft)
+def class_of(budget: Budget) -> BudgetClass:
+    """The class that a budget belongs to: its places on the grids."""
+    return _rounded(budget.tpot_ms, *TPOT_GRID)[0], _rounded(budget.ttft_ms, *TTFT_GRID)[0]
+
+
+def _on_grid(budget: Budget) -> Budget:
+    """The budget of the whole class, never looser."""
+    return Budget(_rounded(budget.tpot_ms, *TPOT_GRID)[1], _rounded(budget.ttft_ms, *TTFT_GRID)[1])
+
+
+def _clipped(level: int, choices: Sequence[int]) -> int:
+    return max((index for index in choices if index <= level), default=choices[0])
 
 
 def _rounded(value: float | None, first: float, ratio: float, count: int) -> tuple[int | None, float | None]:

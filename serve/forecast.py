@@ -54,17 +54,13 @@ class Forecast:
         clock: monotonic seconds.
         max_running: sequences that the engine runs at most; may be infinite.
         max_batched_tokens: tokens that the engine computes at most in a step.
-        elastic: running requests change to the profile of those that come.
     """
 
-    def __init__(
-        self, model: LatencyModel, clock: Callable[[], float], max_running: float, max_batched_tokens: int, elastic: bool
-    ) -> None:
+    def __init__(self, model: LatencyModel, clock: Callable[[], float], max_running: float, max_batched_tokens: int) -> None:
         self._model = model
         self._arrivals = ArrivalRate(clock)
         self._max_running = max_running
         self._max_batched = max_batched_tokens
-        self._elastic = elastic
         self._prompts = self._outputs = 0
         self._prompt_tokens = 0.0
         self._output_tokens = FIRST_OUTPUT_TOKENS
@@ -88,7 +84,7 @@ class Forecast:
         """What a request that arrives now sees if it and all that follow get ``profile``.
 
         Args:
-            load: of the engine, without the request.
+            load: of the engine, without the request. Those ``following`` go to ``profile`` with it.
             more: factor on the rates of arrivals.
         """
         rate = self._arrivals.quantile(RATE_LEVEL) / 1e3 * more
@@ -96,8 +92,10 @@ class Forecast:
         running = {name: float(count) for name, count in load.running.items() if count > 0}
         total = sum(running.values())
         context = load.context_tokens / total if total else self._prompt_tokens + self._output_tokens / 2
-        if self._elastic:
-            running = {profile: total}
+        if load.following:
+            running = {name: count - load.following.get(name, 0) for name, count in running.items()}
+            running[profile] = running.get(profile, 0.0) + sum(load.following.values())
+            running = {name: count for name, count in running.items() if count > 0}
         return Times(
             self._tpot(profile, {**running, profile: running.get(profile, 0.0) + load.waiting}, rate, context),
             self._settled((profile,), rate, context),

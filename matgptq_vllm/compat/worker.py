@@ -46,6 +46,10 @@ class MatGPTQWorker(_PlatformWorker):
             "tokens": self.precision_state.tokens_by_profile(),
         }
 
+    def matgptq_follow(self, levels: dict[str, str | None]) -> None:
+        """Running requests of these groups go to these profiles, each at its next block (``collective_rpc``)."""
+        self.precision_state.follow(levels)
+
 
 def _static_report(replica: Replica, runner: Any) -> dict[str, Any]:
     """The part of a worker's report that stays as it is after loading: asking for it must not cost the engine a step."""
