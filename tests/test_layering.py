@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 
 CORE = "matgptq_vllm.core"
 PLAIN_CORE = tuple(
-    f"{CORE}.{name}" for name in ("errors", "folder_swap", "manifest", "parent", "precision", "profile", "replica", "summary")
+    f"{CORE}.{name}"
+    for name in ("errors", "folder_swap", "manifest", "parent", "precision", "profile", "quality", "replica", "summary")
 )
 """The part of core that needs the standard library only, so that HTTP and command-line code can use it."""
 

@@ -63,6 +63,7 @@ def _static_report(replica: Replica, runner: Any) -> dict[str, Any]:
         "parent": replica.digest(),
         "average_bits": replica.average_bits(),
         "bytes_per_weight": replica.bytes_per_weight(),
+        "perplexity": replica.perplexities(),
         **_resident_bytes(runner.get_model()),
     }
 
