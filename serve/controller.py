@@ -23,18 +23,42 @@ from dataclasses import dataclass
 
 from matgptq_vllm.core.errors import InputError
 from serve.budget import Budget
-from serve.forecast import Forecast, Times
+from serve.forecast import Forecast, Rates, Times
 from serve.latency_model import LatencyModel
 from serve.load import Load
 
 HOLD_S = 5.0
 """Least time between switches of one class in opposite directions."""
 
-PATIENCE_S = 10.0
-"""How long a step up waits for the widest profile that fits to have done so for HOLD_S, before a narrower one is taken."""
 
-UP_HEADROOM = 1.15
-"""A wider profile must fit even if so many times as many requests come."""
+@dataclass(frozen=True)
+class Caution:
+    """How far decisions trust the forecast."""
+
+    down_rate: float
+    """Quantile of the believed arrival rate with which a profile must still fit."""
+
+    up_rate: float
+    """Quantile with which a wider one must fit."""
+
+    headroom: float
+    """A wider profile must fit even if so many times as many requests come."""
+
+    evidence_s: float
+    """For how long a wider profile must have fitted."""
+
+    patience_s: float
+    """How long a step up waits for the widest profile that fits to have done so, before a narrower one is taken."""
+
+    one_level: bool = False
+    """Whether a step up goes to the next profile only."""
+
+
+KEPT = Caution(down_rate=0.85, up_rate=0.85, headroom=1.15, evidence_s=5.0, patience_s=10.0)
+"""Where requests keep their width: a wide one that is running when a burst comes cannot be helped."""
+
+FOLLOWED = Caution(down_rate=0.85, up_rate=0.85, headroom=1.15, evidence_s=5.0, patience_s=10.0)
+"""Where they follow."""
 
 MARGIN = 0.1
 """First margin: predictions must stay so far below a budget, as a share of them."""
@@ -84,7 +108,7 @@ class _Class:
 
     down_at: float
     since: list[float]
-    """Of each profile: since when every decision found the target, with UP_HEADROOM, at least as wide; else infinity."""
+    """Of each profile: since when every decision found the target, with headroom, at least as wide; else infinity."""
 
 
 BudgetClass = tuple[int | None, int | None]
@@ -122,6 +146,7 @@ class Controller:
         self._clock = clock
         self._elastic = elastic
         limit = math.inf if max_running is None else max(1, max_running)
+        self._caution = FOLLOWED if elastic else KEPT
         self._forecast = Forecast(model, clock, limit, max(1, max_batched_tokens))
         self._classes: dict[BudgetClass, _Class] = {}
 
@@ -204,25 +229,31 @@ class Controller:
     def _look(self, budget: Budget, load: Load, prompt_tokens: int) -> tuple[int, list[Times]]:
         """(level of the class after this look, times at each profile)."""
         rounded = _on_grid(budget)
-        times = [self._forecast.times(name, load, prompt_tokens) for name in self.profiles]
-        busier = [self._forecast.times(name, load, prompt_tokens, UP_HEADROOM) for name in self.profiles]
-        return self._switch(class_of(budget), self._target(rounded, times), self._target(rounded, busier)), times
+        caution = self._caution
+        rates = self._forecast.rates(caution.down_rate)
+        times = [self._forecast.times(name, load, prompt_tokens, rates.now) for name in self.profiles]
+        more = self._forecast.rates(caution.up_rate, caution.headroom)
+        busier = [self._forecast.times(name, load, prompt_tokens, more.now) for name in self.profiles]
+        return self._switch(class_of(budget), self._target(rounded, times, rates), self._target(rounded, busier, more)), times
 
-    def _target(self, budget: Budget, times: Sequence[Times]) -> int:
+    def _target(self, budget: Budget, times: Sequence[Times], rates: Rates) -> int:
         """Index of the profile for now, hysteresis aside."""
         margin = 1 + self.margin
         timely = [index for index, at in enumerate(times) if _within(at.ttft * margin, budget.ttft_ms)]
         fits = [index for index in timely if _within(times[index].tpot * margin, budget.tpot_ms)]
         if self._elastic or budget.tpot_ms is None:
             return max(fits, default=0)
-        settles = [index for index in timely if times[index].settled * margin <= budget.tpot_ms]
-        safe = max((index for index in settles if times[index].busy * margin <= budget.tpot_ms), default=0)
-        good = [index for index in fits if index in settles and (index <= safe or self._retreats(index, safe, budget.tpot_ms))]
-        return max(good, default=safe or max(settles, default=0))
+        limit = budget.tpot_ms / margin
+        settles = [index for index in timely if self._forecast.settled(self.profiles[index], rates.now) <= limit]
+        holds = [index for index in settles if self._forecast.settled(self.profiles[index], rates.busy) <= limit]
+        safe = max(holds, default=0)
 
-    def _retreats(self, wide: int, safe: int, tpot_ms: float) -> bool:
-        """Whether a burst that finds the engine at ``wide`` can be met at ``safe``."""
-        return self._forecast.mixed(self.profiles[wide], self.profiles[safe]) <= tpot_ms
+        def retreats(wide: int) -> bool:
+            """Whether a burst that finds the engine at ``wide`` can be met at ``safe``."""
+            return self._forecast.mixed(self.profiles[wide], self.profiles[safe], rates.busy) <= limit * margin
+
+        good = [index for index in fits if index in settles and (index <= safe or retreats(index))]
+        return max(good, default=safe or max(settles, default=0))
 
     def _switch(self, key: BudgetClass, target: int, roomy: int) -> int:
         """The class's level after this decision."""
@@ -238,8 +269,13 @@ class Controller:
         elif now - state.down_at >= HOLD_S:
             wider = [since for since in state.since[state.level + 1 :] if since < math.inf]
             # The widest that fits is worth a wait: each switch makes batches mixed, and mixed batches slow, for a while.
-            if wider and now - wider[0] >= HOLD_S and (now - wider[-1] >= HOLD_S or now - wider[0] >= PATIENCE_S):
-                state.level = max(index for index, since in enumerate(state.since) if now - since >= HOLD_S)
+            evidence, patience = self._caution.evidence_s, self._caution.patience_s
+            if wider and now - wider[0] >= evidence and (now - wider[-1] >= evidence or now - wider[0] >= patience):
+                widest = max(index for index, since in enumerate(state.since) if now - since >= evidence)
+                if self._caution.one_level:
+                    widest = state.level + 1
+                    state.since = [max(since, now) if since < math.inf else since for since in state.since]
+                state.level = widest
                 state.up_at = now
         return state.level
 

@@ -10,6 +10,7 @@ from loadtests.simulation.oracle import plan
 from loadtests.simulation.policies import Controlled, Fixed, Plan, Run, serve
 from loadtests.simulation.trace import Arrival, Traffic, draw
 from serve.budget import Budget
+from serve.controller import HOLD_S
 
 TARGET_SHARE = 0.95
 """Share of requests that are to meet the budget; the oracle is asked for no more."""
@@ -53,13 +54,14 @@ class Outcome:
 
 
 def compare(
-    scenario: Scenario, seconds: float, seed: int, elastic: bool, oracle: bool
+    scenario: Scenario, seconds: float, seed: int, elastic: bool, oracle: bool, hold_s: float = HOLD_S
 ) -> tuple[dict[str, Any], dict[str, Run]]:
     """(document, runs by policy) of one trace.
 
     Args:
         elastic: whether running requests follow the controller's, or the oracle's, width.
-        oracle: whether to search for the oracle's plan, which takes a minute for each 300 s of trace.
+        oracle: whether to search for the oracle's plan, which takes minutes.
+        hold_s: least time between switches in opposite directions in the oracle's plan.
     """
     trace = draw(scenario.traffic, seconds, seed)
     hardware = scenario.hardware
@@ -67,7 +69,7 @@ def compare(
     runs = {f"fixed {width}": serve(trace, hardware, Fixed(width), seed) for width in WIDTHS}
     runs["controller"] = serve(trace, hardware, controlled, seed, elastic)
     if oracle:
-        planned = plan(trace, hardware, scenario.tpot_ms, seed, TARGET_SHARE, elastic)
+        planned = plan(trace, hardware, scenario.tpot_ms, seed, TARGET_SHARE, elastic, hold_s)
         runs["oracle"] = serve(trace, hardware, Plan(planned.starts_s, planned.widths), seed, elastic)
     outcomes = {name: outcome(run, scenario.tpot_ms) for name, run in runs.items()}
     document: dict[str, Any] = {

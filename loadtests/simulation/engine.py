@@ -11,6 +11,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 from loadtests.simulation.trace import Arrival
 
@@ -18,6 +19,9 @@ WIDTHS = (2, 3, 4, 6, 8)
 
 PAD = 4
 """Sequences of a precision are padded to a multiple of this, as captured graphs are."""
+
+LUCK_STEPS = 4096
+"""Steps whose noise is drawn at once."""
 
 BLOCK = 16
 """Tokens: a running request changes its width where a block of so many begins (``matgptq_vllm.core.precision``)."""
@@ -224,10 +228,7 @@ class Engine:
                 ready.append(entry[0])
         ms = hardware.step_ms(self.decode, prefill, self.context, self.now_s)
         # Noise belongs to the number of the step, so that policies see the same luck as far as their steps agree.
-        randomness = random.Random(self.seed * 1_000_003 + self.steps)
-        ms *= math.exp(randomness.gauss(0.0, hardware.noise))
-        if randomness.random() < hardware.hiccup_share:
-            ms *= hardware.hiccup
+        ms *= _luck(hardware, self.seed, self.steps // LUCK_STEPS)[self.steps % LUCK_STEPS]
         self.now_s += ms / 1e3
         self.steps += 1
         if on_step is not None:
@@ -251,3 +252,11 @@ class Engine:
             self.context += served.arrival.prompt_tokens + 1
             heapq.heappush(self.ends, (self.steps + served.arrival.output_tokens - 1, number))
             self._turn(served)
+
+
+@cache
+def _luck(hardware: Hardware, seed: int, part: int) -> list[float]:
+    """Factors on the times of LUCK_STEPS steps."""
+    randomness = random.Random(seed * 1_000_003 + part)
+    factors = [math.exp(randomness.gauss(0.0, hardware.noise)) for _ in range(LUCK_STEPS)]
+    return [factor * (hardware.hiccup if randomness.random() < hardware.hiccup_share else 1.0) for factor in factors]
