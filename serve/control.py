@@ -208,5 +208,5 @@ class Control:
         self.model.observe(load, milliseconds)
         if self.source == "none":
             self.source = "online"
-        if self.model.num_observations % STORE_EVERY == 0:
-            self.store_model()
+        if self.cache is not None and self.model.num_observations % STORE_EVERY == 0:
+            self.cache.store_soon(self.model)

@@ -9,8 +9,8 @@
 Hysteresis, for each class of budgets (tpot within 2%, ttft within 20%); ``level`` is the widest profile that the class gets:
 
     down    at once, but not within HOLD_S after a switch up
-    up      to what has been the target, even with UP_HEADROOM times as many arrivals, at every decision of the last HOLD_S,
-            but not within HOLD_S after a switch down
+    up      to what has been the target, even with more arrivals, at every look of the last seconds (``Caution``), but not
+            within HOLD_S after a switch down
 
 So between two switches of one class in opposite directions there are at least HOLD_S. Floor and allowed profiles of a request
 only clip the level. Pure: the clock is an argument.
@@ -35,12 +35,6 @@ HOLD_S = 5.0
 class Caution:
     """How far decisions trust the forecast."""
 
-    down_rate: float
-    """Quantile of the believed arrival rate with which a profile must still fit."""
-
-    up_rate: float
-    """Quantile with which a wider one must fit."""
-
     headroom: float
     """A wider profile must fit even if so many times as many requests come."""
 
@@ -50,20 +44,20 @@ class Caution:
     patience_s: float
     """How long a step up waits for the widest profile that fits to have done so, before a narrower one is taken."""
 
-    one_level: bool = False
-    """Whether a step up goes to the next profile only."""
+    max_margin: float
+    """Where the learned margin ends."""
 
 
-KEPT = Caution(down_rate=0.85, up_rate=0.85, headroom=1.15, evidence_s=5.0, patience_s=10.0)
+KEPT = Caution(headroom=1.15, evidence_s=5.0, patience_s=10.0, max_margin=0.6)
 """Where requests keep their width: a wide one that is running when a burst comes cannot be helped."""
 
-FOLLOWED = Caution(down_rate=0.85, up_rate=0.85, headroom=1.15, evidence_s=5.0, patience_s=10.0)
-"""Where they follow."""
+FOLLOWED = Caution(headroom=1.1, evidence_s=3.0, patience_s=5.0, max_margin=0.3)
+"""Where they follow: what was misjudged is soon put right."""
 
 MARGIN = 0.1
 """First margin: predictions must stay so far below a budget, as a share of them."""
 
-MARGINS = (0.02, 0.6)
+MIN_MARGIN = 0.02
 
 MARGIN_RATE = 0.01
 """How far the margin moves with each miss."""
@@ -211,7 +205,8 @@ class Controller:
         if decision.budget is None or decision.budget.tpot_ms is None:
             return
         missed = tpot_ms > decision.budget.tpot_ms
-        self.margin = min(max(self.margin + MARGIN_RATE * (missed - MISSES), MARGINS[0]), MARGINS[1])
+        moved = self.margin + MARGIN_RATE * (missed - MISSES)
+        self.margin = min(max(moved, MIN_MARGIN), self._caution.max_margin)
 
     def _position(self, profile: str) -> int:
         if profile not in self._index:
@@ -230,9 +225,9 @@ class Controller:
         """(level of the class after this look, times at each profile)."""
         rounded = _on_grid(budget)
         caution = self._caution
-        rates = self._forecast.rates(caution.down_rate)
+        rates = self._forecast.rates()
         times = [self._forecast.times(name, load, prompt_tokens, rates.now) for name in self.profiles]
-        more = self._forecast.rates(caution.up_rate, caution.headroom)
+        more = self._forecast.rates(caution.headroom)
         busier = [self._forecast.times(name, load, prompt_tokens, more.now) for name in self.profiles]
         return self._switch(class_of(budget), self._target(rounded, times, rates), self._target(rounded, busier, more)), times
 
@@ -271,11 +266,7 @@ class Controller:
             # The widest that fits is worth a wait: each switch makes batches mixed, and mixed batches slow, for a while.
             evidence, patience = self._caution.evidence_s, self._caution.patience_s
             if wider and now - wider[0] >= evidence and (now - wider[-1] >= evidence or now - wider[0] >= patience):
-                widest = max(index for index, since in enumerate(state.since) if now - since >= evidence)
-                if self._caution.one_level:
-                    widest = state.level + 1
-                    state.since = [max(since, now) if since < math.inf else since for since in state.since]
-                state.level = widest
+                state.level = max(index for index, since in enumerate(state.since) if now - since >= evidence)
                 state.up_at = now
         return state.level
 

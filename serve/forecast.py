@@ -13,6 +13,9 @@ from serve.arrivals import ArrivalRate
 from serve.latency_model import LatencyModel
 from serve.load import Load, StepLoad
 
+RATE_LEVEL = 0.85
+"""Quantile of the believed arrival rate that forecasts use."""
+
 BUSY_LEVEL = 0.9
 """Share of the remembered requests that came at the rate of bursts or below it."""
 
@@ -81,14 +84,9 @@ class Forecast:
         self._output_tokens += rate * (tokens - self._output_tokens)
         self._square_tokens += rate * (tokens**2 - self._square_tokens)
 
-    def rates(self, level: float, factor: float = 1.0) -> Rates:
-        """The rates of arrivals, for the forecasts of one moment.
-
-        Args:
-            level: quantile of the belief about the present rate.
-            factor: by which both are multiplied.
-        """
-        now = self._arrivals.quantile(level) / 1e3 * factor
+    def rates(self, factor: float = 1.0) -> Rates:
+        """The rates of arrivals, for the forecasts of one moment; both times ``factor``."""
+        now = self._arrivals.quantile(RATE_LEVEL) / 1e3 * factor
         return Rates(now, max(now, self._arrivals.busy(BUSY_LEVEL) / 1e3 * factor))
 
     def times(self, profile: str, load: Load, prompt_tokens: int, rate: float) -> Times:

@@ -28,7 +28,7 @@ RUNS = (6, 2, 1)
 """Spans that are changed together, one size after the other. A single one can only move the edge of a longer run where the
 rule on switches holds."""
 
-PRICES = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+PRICES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """Tried in this order, each from the plan of the last."""
 
 

@@ -124,6 +124,9 @@ class Run:
     tokens: list[int]
     """Decoded, for each of WIDTHS."""
 
+    levels: list[tuple[float, int]]
+    """(seconds, index in WIDTHS) at every look of the policy: arrivals, and where requests follow also between them."""
+
 
 def serve(trace: Sequence[Arrival], hardware: Hardware, policy: Fixed, seed: int, elastic: bool = False) -> Run:
     """Every request of ``trace``, served by one engine under ``policy``.
@@ -132,13 +135,14 @@ def serve(trace: Sequence[Arrival], hardware: Hardware, policy: Fixed, seed: int
         elastic: requests in flight follow the width of the latest.
     """
     engine = Engine(hardware, seed)
-    requests, admitted = [], []
+    requests, admitted, levels = [], [], []
     looks_s = REVIEW_S
     for arrival in trace:
         while elastic and looks_s < arrival.at_s:
             engine.advance(looks_s, policy.finished, policy.step)
             width = policy.review(looks_s, engine) if engine.requests else None
             if width is not None:
+                levels.append((looks_s, width))
                 engine.change_all(width)
             looks_s += REVIEW_S
         engine.advance(arrival.at_s, policy.finished, policy.step)
@@ -146,9 +150,10 @@ def serve(trace: Sequence[Arrival], hardware: Hardware, policy: Fixed, seed: int
         served = Served(arrival, index, decision)
         requests.append(served)
         admitted.append(index)
+        levels.append((arrival.at_s, index))
         engine.submit(served)
         if elastic:
             engine.change_all(index)
     while engine.requests:
         engine.advance(engine.now_s + 1.0, policy.finished, policy.step)
-    return Run(requests, admitted, engine.tokens)
+    return Run(requests, admitted, engine.tokens, levels)
