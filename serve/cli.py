@@ -75,6 +75,7 @@ def run(namespace: argparse.Namespace) -> int:
             "ttft_slo_ms": own.ttft_slo_ms,
             "auto_floor": own.auto_floor,
             "default_auto": default_auto or None,
+            "elastic_running": own.elastic_running or None,
             "tenants_file": own.tenants,
             "sweep_seconds": own.sweep_seconds,
             "request_log": own.request_log or None,
@@ -154,6 +155,11 @@ def _own_parser() -> argparse.ArgumentParser:
         help="time to the first token that `auto` requests without a budget of their own aim at",
     )
     parser.add_argument("--auto-floor", metavar="P", help="narrowest profile that `auto` may choose (default: any)")
+    parser.add_argument(
+        "--elastic-running",
+        action="store_true",
+        help="let running `auto` requests change their precision with the load; requests that named theirs keep it",
+    )
     parser.add_argument(
         "--tenants", metavar="FILE", help="YAML file of API keys, what each may ask for and how much; see docs/tenants.md"
     )

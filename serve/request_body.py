@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.types import Receive
 
-from matgptq_vllm.core.precision import XARGS_KEY
+from matgptq_vllm.core.precision import GROUP_KEY, XARGS_KEY
 from serve.admission import Size
 from serve.errors import RequestError
 from serve.json_object import JsonObject
@@ -51,6 +51,10 @@ class RequestBody:
             xargs = document.nested(XARGS_FIELD)
             if xargs is None:
                 raise RequestError(f"{XARGS_FIELD} must be an object", "body", param=XARGS_FIELD)
+            if xargs.get(GROUP_KEY) is not None or xargs.repeated([GROUP_KEY]):
+                raise RequestError(
+                    f"{XARGS_FIELD}.{GROUP_KEY} is the server's own; leave it out", "body", param=f"{XARGS_FIELD}.{GROUP_KEY}"
+                )
             repeated += [f"{XARGS_FIELD}.{key}" for key in xargs.repeated([XARGS_KEY])]
         if repeated:
             raise RequestError(f"the request body has {repeated[0]!r} more than once; send it once", "body", param=repeated[0])
@@ -81,10 +85,18 @@ class RequestBody:
         samples = samples if isinstance(samples, int) and not isinstance(samples, bool) and 0 < samples <= MAX_SAMPLES else 1
         return Size(max(1, num_bytes // BYTES_PER_TOKEN), max(given) if given else None, prompts * samples)
 
-    def rewritten(self, selection: Selection, request_id: str | None = None) -> bytes:
-        """The body that asks vLLM for ``selection``; with ``request_id``, if given, as the field of that name."""
-        xargs = self.document.get(XARGS_FIELD) or {}
-        replacements: dict[str, Any] = {XARGS_FIELD: {**xargs, XARGS_KEY: selection.profile}}
+    def rewritten(self, selection: Selection, request_id: str | None = None, group: str | None = None) -> bytes:
+        """The body that asks vLLM for ``selection``.
+
+        Args:
+            request_id: value of the field of that name, if one is to be written.
+            group: whose profile the request is to follow, None if it keeps its own.
+        """
+        xargs = {**(self.document.get(XARGS_FIELD) or {}), XARGS_KEY: selection.profile}
+        xargs.pop(GROUP_KEY, None)
+        if group is not None:
+            xargs[GROUP_KEY] = group
+        replacements: dict[str, Any] = {XARGS_FIELD: xargs}
         if selection.model is not None:
             replacements[MODEL_FIELD] = selection.model
         if request_id is not None:

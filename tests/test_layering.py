@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 
 CORE = "matgptq_vllm.core"
 PLAIN_CORE = tuple(
-    f"{CORE}.{name}" for name in ("errors", "folder_swap", "manifest", "parent", "precision", "profile", "replica", "summary")
+    f"{CORE}.{name}"
+    for name in ("errors", "folder_swap", "manifest", "parent", "precision", "profile", "quality", "replica", "summary")
 )
 """The part of core that needs the standard library only, so that HTTP and command-line code can use it."""
 
@@ -74,6 +75,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "loadtests.engine": (*PLAIN_CORE, "loadtests", "matplotlib"),
     "loadtests.engine.measure": (*PLAIN_CORE, "loadtests.engine", "torch", "vllm"),
     "loadtests.engine.worker": ("torch",),
+    "loadtests.timeline": ("loadtests", "httpx", "matplotlib"),
     "loadtests.simulation": ("loadtests", "serve", "matplotlib"),
 }  # fmt: skip
 

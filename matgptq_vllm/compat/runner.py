@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from matgptq_vllm.compat import graphs
-from matgptq_vllm.core.precision import XARGS_KEY
+from matgptq_vllm.core.precision import GROUP_KEY, XARGS_KEY
 from matgptq_vllm.engine.precision_state import PrecisionState
 
 _logger = logging.getLogger(__name__)
@@ -29,6 +29,13 @@ def requested_precision(sampling_params: Any) -> object:
     """What a request's sampling parameters ask for; None if they do not."""
     extra_args = getattr(sampling_params, "extra_args", None) or {}
     return extra_args.get(XARGS_KEY)
+
+
+def followed_group(sampling_params: Any) -> str | None:
+    """The group whose level a request follows; None if it keeps its profile."""
+    extra_args = getattr(sampling_params, "extra_args", None) or {}
+    group = extra_args.get(GROUP_KEY)
+    return None if group is None else str(group)
 
 
 def runner_version(runner: object) -> Literal["v1", "v2"]:
@@ -60,10 +67,20 @@ class _Precision:
         """Called when the profiles of the step's requests are known, and nothing else."""
 
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        # A request resumed after preemption comes again as new to runner V2, and keeps its entry for V1.
-        self.precision_state.remove_requests(scheduler_output.finished_req_ids)
+        state = self.precision_state
+        state.remove_requests(scheduler_output.finished_req_ids)
+        # A request resumed after preemption comes again as new to runner V2, and as resumed to V1.
+        running = scheduler_output.scheduled_cached_reqs
+        state.advance(running.req_ids, running.num_computed_tokens, running.resumed_req_ids)
         for request in scheduler_output.scheduled_new_reqs:
-            self.precision_state.add_request(request.req_id, requested_precision(request.sampling_params))
+            parameters = request.sampling_params
+            prompt = request.prompt_embeds if request.prompt_token_ids is None else request.prompt_token_ids
+            state.add_request(
+                request.req_id,
+                requested_precision(parameters),
+                followed_group(parameters),
+                num_prompt_tokens=0 if prompt is None else len(prompt),
+            )
         self._before_step(scheduler_output)
         return super().execute_model(scheduler_output, *args, **kwargs)  # type: ignore[misc]
 

@@ -3,6 +3,7 @@
 Use: ``--scheduler-cls`` this class's path. It sees every request, whichever way it entered the engine.
 """
 
+import hashlib
 import logging
 from typing import Any
 
@@ -11,7 +12,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 
 from matgptq_vllm.compat.replica import open_replica
-from matgptq_vllm.compat.runner import requested_precision
+from matgptq_vllm.compat.runner import followed_group, requested_precision
 from matgptq_vllm.compat.self_draft import drafts_itself
 from matgptq_vllm.core.errors import InputError
 
@@ -42,6 +43,8 @@ class _PrecisionScheduling:
         request.cache_salt = f"{request.cache_salt or ''}|precision={profile}"
         request.block_hashes.clear()
         request.update_block_hashes()
+        if followed_group(request.sampling_params) is not None:
+            _keep_output_apart(request)
         super().add_request(request)  # type: ignore[misc]
 
     def get_num_unfinished_requests(self) -> int:
@@ -74,6 +77,17 @@ class MatGPTQScheduler(_PrecisionScheduling, AsyncScheduler):
         if cls is MatGPTQScheduler and not vllm_config.scheduler_config.async_scheduling:
             return MatGPTQSyncScheduler(vllm_config, *args, **kwargs)
         return super().__new__(cls)
+
+
+def _keep_output_apart(request: Any) -> None:
+    """Let no other request find the blocks that follow the prompt of ``request``: its profile may change in them.
+
+    The prompt's own blocks are computed at the profile of admission (``engine.followers``), and are shared as ever.
+    """
+    hash_blocks = request._block_hasher
+    if hash_blocks is not None:
+        owner = request.request_id.encode()
+        request._block_hasher = lambda request: [hashlib.sha256(block + owner).digest() for block in hash_blocks(request)]
 
 
 def _as_ids(request_ids: Any) -> list[str]:

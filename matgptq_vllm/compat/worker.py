@@ -60,6 +60,10 @@ class MatGPTQWorker(_PlatformWorker):
             "tokens": self.precision_state.tokens_by_profile(),
         }
 
+    def matgptq_follow(self, levels: dict[str, str | None]) -> None:
+        """Running requests of these groups go to these profiles, each at its next block (``collective_rpc``)."""
+        self.precision_state.follow(levels)
+
 
 def _attach_draft(runner: Any, replica: Replica, state: PrecisionState) -> None:
     """Make the runner's drafter run the model at the replica's draft width; UnsupportedError if it has none."""
@@ -87,6 +91,7 @@ def _static_report(replica: Replica, runner: Any) -> dict[str, Any]:
         "parent": replica.digest(),
         "average_bits": replica.average_bits(),
         "bytes_per_weight": replica.bytes_per_weight(),
+        "perplexity": replica.perplexities(),
         **_resident_bytes(runner.get_model()),
     }
 

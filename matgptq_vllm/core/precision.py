@@ -27,6 +27,13 @@ REASON_HEADER = "x-precision-reason"
 XARGS_KEY = "precision"
 """Key of a request's profile in vLLM's ``SamplingParams.extra_args`` (``vllm_xargs`` in a request body)."""
 
+GROUP_KEY = "precision_group"
+"""Key, in the same place, of the group of requests whose profile follows the replica's load while they run. The server alone
+writes it; a request without it keeps its profile."""
+
+FOLLOW_BLOCK = 16
+"""Tokens: a running request changes its profile only where a block of so many begins. KV blocks are multiples of it."""
+
 ALIAS_SEPARATOR = "@"
 """``name@4`` is the model ``name`` read at profile ``4``."""
 

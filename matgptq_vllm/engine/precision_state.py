@@ -1,11 +1,12 @@
 """PrecisionState: which profile every request in flight reads, written out before each step."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from matgptq_vllm.core.precision import Catalogue
+from matgptq_vllm.engine.followers import Followers
 from matgptq_vllm.engine.step_buffers import StepBuffers
 
 
@@ -32,10 +33,18 @@ class PrecisionState:
         self._rows_by_profile = np.zeros(len(catalogue.profiles), dtype=np.int64)
         self.num_steps = 0
         self._num_tokens = np.zeros(len(catalogue.profiles), dtype=np.int64)
+        self._followers = Followers()
 
-    def add_request(self, req_id: str, precision: object) -> None:
-        """Begin, or begin again after preemption, a request whose ``extra_args`` ask for ``precision`` (None: default)."""
-        self._profile_of[req_id] = self._catalogue.index(precision)
+    def add_request(self, req_id: str, precision: object, group: str | None = None, num_prompt_tokens: int = 0) -> None:
+        """Begin, or begin again after preemption, a request whose ``extra_args`` ask for ``precision`` (None: default).
+
+        Args:
+            group: whose level it follows once its prompt, of ``num_prompt_tokens``, is computed; None if it never changes.
+        """
+        profile = self._catalogue.index(precision)
+        self._profile_of[req_id] = profile
+        if group is not None:
+            self._followers.add(req_id, group, profile, num_prompt_tokens)
         self._forget_batch()
 
     def remove_requests(self, req_ids: Iterable[str]) -> None:
@@ -43,6 +52,32 @@ class PrecisionState:
         for req_id in req_ids:
             if self._profile_of.pop(req_id, None) is not None:
                 self._forget_batch()
+            self._followers.remove(req_id)
+
+    def follow(self, levels: Mapping[str, str | None]) -> None:
+        """From now on the requests of these groups go to these profiles, each at its next block; None: the group is over.
+
+        Raises:
+            InputError: a profile is not held; nothing is changed.
+        """
+        self._followers.set_levels(
+            {group: None if level is None else self._catalogue.index(level) for group, level in levels.items()}
+        )
+
+    def advance(self, req_ids: Sequence[str], num_computed: Sequence[int], restarted: Collection[str] = ()) -> None:
+        """Change the profiles of running requests that are due before the coming step.
+
+        Args:
+            req_ids: requests that the step computes and that ran before.
+            num_computed: tokens of each whose keys and values are there before the step.
+            restarted: those of them that were preempted and are computed from the start.
+        """
+        for req_id in restarted:
+            self._profile_of[req_id] = self._followers.restart(req_id, self._profile_of[req_id])
+            self._forget_batch()
+        for req_id, profile in self._followers.due(req_ids, num_computed):
+            self._profile_of[req_id] = profile
+            self._forget_batch()
 
     def common_profile(self, req_ids: list[str]) -> int | None:
         """Index of the profile that all of ``req_ids`` have; None if they differ or one was never added.
