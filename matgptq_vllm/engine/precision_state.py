@@ -33,6 +33,11 @@ class PrecisionState:
         for req_id in req_ids:
             self._profile_of.pop(req_id, None)
 
+    @property
+    def num_requests(self) -> int:
+        """Requests in flight, with those that ended in the last step, of which the next one tells."""
+        return len(self._profile_of)
+
     def write_step(self, req_ids: Sequence[str], num_scheduled_tokens: npt.NDArray[np.int32]) -> None:
         """Write the profiles of the coming step.
 

@@ -24,7 +24,6 @@ class StepBuffers:
         """int32 [max_tokens], on the device: always a permutation."""
         self.step_profiles = torch.zeros(max_profiles, dtype=torch.int32, device="cpu")
         """int32 [max_profiles], on the CPU: rows of each profile. All rows there can be, if they have one profile."""
-        self._unsorted = self.row_order.clone()
         self._counts = self.step_profiles.numpy()
         self._counts[default] = max_tokens
         self._default = default
@@ -72,7 +71,7 @@ class StepBuffers:
 
     def _unsort_from(self, start: int) -> None:
         if start < self._num_sorted:
-            self.row_order[start : self._num_sorted].copy_(self._unsorted[start : self._num_sorted])
+            torch.arange(start, self._num_sorted, out=self.row_order[start : self._num_sorted])
         self._num_sorted = min(start, self._num_sorted)
 
     @staticmethod

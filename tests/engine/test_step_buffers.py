@@ -86,3 +86,9 @@ def test_any_steps_are_described_right_for_the_device_and_the_host(steps: list[l
             assert rows == {row: int(WIDTHS[profiles[row]]) for row in range(m)}
             assert sum(m if rows is None else len(rows) for _, rows in found) == m
     assert addresses(buffers) == before
+
+
+def test_there_is_no_memory_of_the_device_but_that_which_layers_register() -> None:
+    # vLLM's sleep of level 2 keeps the buffers of the model, and loses whatever else was made while it was loaded.
+    held = {name for name, value in vars(make_buffers()).items() if isinstance(value, torch.Tensor)}
+    assert held == {"token_profiles", "row_order", "step_profiles"}
