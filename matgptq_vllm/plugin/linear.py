@@ -43,7 +43,7 @@ class MatGPTQLinearMethod(LinearMethodBase):
     def __init__(self, replica: Replica, members: list[str]):
         self._replica = replica
         self._members = members
-        self._num_planes = replica.num_planes
+        self._num_planes = replica.num_planes  # as ``apply`` finds them
 
     def create_weights(
         self,
@@ -68,7 +68,7 @@ class MatGPTQLinearMethod(LinearMethodBase):
         self._n, self._k, self._dtype = n, k, params_dtype
         weight_loader = extra_weight_attrs.pop("weight_loader")
 
-        for plane in range(self._num_planes):
+        for plane in range(self._replica.num_planes):
             data = torch.empty(n, reader.layout.packed_columns(plane, k), dtype=torch.uint8)
             parameter = ModelWeightParameter(data=data, input_dim=1, output_dim=0, weight_loader=weight_loader)
             layer.register_parameter(plane_name(plane), parameter)
@@ -97,6 +97,8 @@ class MatGPTQLinearMethod(LinearMethodBase):
             "row_order": step.row_order,
             "step_profiles": step.step_profiles,
             "locks": torch.empty(0, dtype=torch.int32, device=device),
+            # Empty: vLLM's LoRA layers find the device of a quantized layer by a weight of this name.
+            "qweight": torch.empty(0, device=device),
         }
         for name, buffer in buffers.items():
             layer.register_buffer(name, buffer, persistent=False)
@@ -106,9 +108,10 @@ class MatGPTQLinearMethod(LinearMethodBase):
         if not kernels_run(layer.scales.device, self._dtype):
             return
         reader = self._replica.reader
-        planes = [getattr(layer, plane_name(plane)).data for plane in range(self._num_planes)]
+        # Runs again when vLLM reloads the weights, which begins from what ``create_weights`` made.
+        planes = [getattr(layer, plane_name(plane)).data for plane in range(self._replica.num_planes)]
         resident = to_resident(planes, layer.scales.data, reader.layout, self._k, reader.spec.group_size)
-        for plane in range(self._num_planes):
+        for plane in range(self._replica.num_planes):
             delattr(layer, plane_name(plane))
         self._num_planes = len(resident.planes)
         for plane, data in enumerate(resident.planes):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from vllm.lora.layers.utils import _get_lora_device
 from vllm.model_executor import parameter as vllm_parameter
 
 from matgptq_vllm.core.checkpoint import plane_name
@@ -73,6 +74,25 @@ def test_for_the_kernels_a_layer_gives_up_what_was_loaded(replica: Replica, monk
     assert layer.locks.numel() > 0
     assert not layer.locks.any()
     assert not set(layer.state_dict()) - {"plane0", "plane1", "plane2", "scales"}
+
+
+def test_what_the_kernels_read_can_be_made_again_from_weights_that_are_read_again(replica: Replica, monkeypatch) -> None:
+    monkeypatch.setattr(linear, "kernels_run", lambda *_: True)
+    method, layer = loaded(replica, torch.bfloat16)
+    at_first = {name: held.data.clone() for name, held in layer.named_parameters()}
+    method.process_weights_after_loading(layer)
+    wanted = [held.data.clone() for held in weights(layer)]
+    # vLLM gives the layer the parameters of ``create_weights`` again, and fills them.
+    for name, data in at_first.items():
+        setattr(layer, name, torch.nn.Parameter(data, requires_grad=False))
+    method.process_weights_after_loading(layer)
+    assert all(torch.equal(found, tensor) for found, tensor in zip(weights(layer), wanted, strict=True))
+
+
+def test_loras_find_the_device_of_a_layer(replica: Replica) -> None:
+    _, layer = loaded(replica, torch.float32)
+    assert _get_lora_device(layer) == layer.scales.device
+    assert "qweight" not in layer.state_dict()
 
 
 def test_the_kernels_are_given_the_buffers_of_the_step_and_the_bias(replica: Replica, monkeypatch) -> None:
