@@ -19,10 +19,11 @@ from matgptq_vllm.engine.precision_state import PrecisionState
 V2_PACKAGES = ("vllm.v1.worker.gpu.", "vllm.v1.worker.cpu.")
 
 
-def requested_precision(sampling_params: Any) -> object:
-    """What a request's sampling parameters ask for; None if they do not."""
-    extra_args = getattr(sampling_params, "extra_args", None) or {}
-    return extra_args.get(XARGS_KEY)
+def requested_precision(request: Any) -> object:
+    """What the parameters of a request, as the scheduler or the runner knows it, ask for; None if they do not."""
+    if request.pooling_params is not None:
+        return (request.pooling_params.extra_kwargs or {}).get(XARGS_KEY)
+    return (request.sampling_params.extra_args or {}).get(XARGS_KEY)
 
 
 def runner_version(runner: object) -> Literal["v1", "v2"]:
@@ -45,7 +46,7 @@ class _Precision:
         # A request resumed after preemption comes again as new to runner V2, and keeps its entry for V1.
         self.precision_state.remove_requests(scheduler_output.finished_req_ids)
         for request in scheduler_output.scheduled_new_reqs:
-            self.precision_state.add_request(request.req_id, requested_precision(request.sampling_params))
+            self.precision_state.add_request(request.req_id, requested_precision(request))
         return super().execute_model(scheduler_output, *args, **kwargs)  # type: ignore[misc]
 
     def _dummy_run(self, *args: Any, **kwargs: Any) -> Any:

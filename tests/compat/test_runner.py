@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from matgptq_vllm.compat.runner import add_precision
+from matgptq_vllm.compat.runner import add_precision, requested_precision
 from matgptq_vllm.core.precision import XARGS_KEY, Catalogue
 from matgptq_vllm.engine.precision_state import PrecisionState
 from matgptq_vllm.engine.step_buffers import StepBuffers
@@ -32,7 +32,8 @@ class Runner:
 
 
 def new_request(req_id: str, precision: str) -> SimpleNamespace:
-    return SimpleNamespace(req_id=req_id, sampling_params=SimpleNamespace(extra_args={XARGS_KEY: precision}))
+    params = SimpleNamespace(extra_args={XARGS_KEY: precision})
+    return SimpleNamespace(req_id=req_id, sampling_params=params, pooling_params=None)
 
 
 def test_a_run_without_requests_reads_nothing_of_the_step_before() -> None:
@@ -46,3 +47,10 @@ def test_a_run_without_requests_reads_nothing_of_the_step_before() -> None:
     # The step's order would send one row to places that this run does not have.
     assert buffers.row_order[0] == 2
     assert runner._dummy_run(1) == ([2], [0])
+
+
+def test_parameters_of_either_kind_ask_for_a_precision() -> None:
+    for extra, wanted in (({XARGS_KEY: "3"}, "3"), ({}, None), (None, None)):
+        sampled = SimpleNamespace(sampling_params=SimpleNamespace(extra_args=extra), pooling_params=None)
+        pooled = SimpleNamespace(sampling_params=None, pooling_params=SimpleNamespace(extra_kwargs=extra))
+        assert requested_precision(sampled) == requested_precision(pooled) == wanted
