@@ -70,6 +70,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "serve.cli": (*PLAIN_CORE, "serve", "vllm"),
     "serve.stat_logger": (*PLAIN_CORE, "serve", "prometheus_client", "vllm"),
     "loadtests": ("loadtests", "httpx"),
+    "loadtests.soak": ("loadtests", "torch", "vllm"),
     "loadtests.simulation": ("loadtests", "serve", "matplotlib"),
 }  # fmt: skip
 
