@@ -21,9 +21,12 @@ V2_PACKAGES = ("vllm.v1.worker.gpu.", "vllm.v1.worker.cpu.")
 
 def requested_precision(request: Any) -> object:
     """What the parameters of a request, as the scheduler or the runner knows it, ask for; None if they do not."""
-    if request.pooling_params is not None:
-        return (request.pooling_params.extra_kwargs or {}).get(XARGS_KEY)
-    return (request.sampling_params.extra_args or {}).get(XARGS_KEY)
+    extra: dict[str, Any] | None = None
+    if request.sampling_params is not None:
+        extra = request.sampling_params.extra_args
+    elif request.pooling_params is not None:
+        extra = request.pooling_params.extra_kwargs
+    return (extra or {}).get(XARGS_KEY)
 
 
 def runner_version(runner: object) -> Literal["v1", "v2"]:

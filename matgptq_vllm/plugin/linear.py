@@ -9,6 +9,7 @@ Parameters of a layer on one tensor-parallel rank while it is loaded, with N out
 After loading, where the kernels run, they are replaced by those of the kernel layout, under the same names.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -154,8 +155,14 @@ class MatGPTQLinearMethod(LinearMethodBase):
 
     def _check_partition(self, input_size: int, k: int) -> None:
         group_size = self._replica.reader.spec.group_size
-        if k != input_size and (k % K_ALIGNMENT or (group_size != -1 and k % group_size)):
+        # One scale per channel is no reason to cut anywhere but between bytes.
+        unit, name = (K_ALIGNMENT, "bytes") if group_size == -1 else (math.lcm(K_ALIGNMENT, group_size), "groups")
+        if k != input_size and k % unit:
+            fitting = [ranks for ranks in range(2, input_size // k) if input_size % (ranks * unit) == 0]
+            instead = f"use {' or '.join(map(str, [1, *fitting]))} tensor-parallel ranks"
+            if group_size != -1:
+                instead += ", or calibrate with a smaller --group-size"
             raise UnsupportedError(
                 f"{self._members[0]}: tensor parallelism gives a rank {k} of {input_size} inputs, which is not a whole number "
-                f"of groups of {group_size}; use fewer ranks, or calibrate with a smaller --group-size"
+                f"of {name} of {unit}; {instead}"
             )
