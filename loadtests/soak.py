@@ -164,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from vllm.sampling_params import RequestOutputKind
 
     options = dict(option.split("=", 1) for option in given.engine)
-    llm = LLM(
+    llm: Any = LLM(
         given.parent,
         worker_cls="matgptq_vllm.compat.worker.MatGPTQWorker",
         scheduler_cls="matgptq_vllm.compat.scheduler.MatGPTQScheduler",
