@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.types import Receive
 
-from matgptq_vllm.core.precision import GROUP_KEY, XARGS_KEY
+from matgptq_vllm.core.precision import GROUP_KEY, XARGS_KEY, salt_of_precision
 from serve.admission import Size
 from serve.errors import RequestError
 from serve.json_object import JsonObject
@@ -21,8 +21,10 @@ MAX_SAMPLES = 128
 XARGS_FIELD = "vllm_xargs"
 REQUEST_ID_FIELD = "request_id"
 MODEL_FIELD = "model"
+SALT_FIELD = "cache_salt"
+BEAM_SEARCH_FIELD = "use_beam_search"
 
-SINGLE_FIELDS = (BODY_FIELD, XARGS_FIELD, MODEL_FIELD, REQUEST_ID_FIELD)
+SINGLE_FIELDS = (BODY_FIELD, XARGS_FIELD, MODEL_FIELD, REQUEST_ID_FIELD, SALT_FIELD, BEAM_SEARCH_FIELD)
 """Fields that decide something here and must not be there twice: parsers disagree about which one counts."""
 
 
@@ -99,6 +101,11 @@ class RequestBody:
         replacements: dict[str, Any] = {XARGS_FIELD: xargs}
         if selection.model is not None:
             replacements[MODEL_FIELD] = selection.model
+        if self.document.get(BEAM_SEARCH_FIELD):
+            # vLLM's beam search drops the xargs and keeps the salt. A salt of the wrong type is vLLM's to refuse.
+            salt = self.document.get(SALT_FIELD)
+            if salt is None or isinstance(salt, str):
+                replacements[SALT_FIELD] = salt_of_precision(selection.profile, salt)
         if request_id is not None:
             replacements[REQUEST_ID_FIELD] = request_id
         return self.document.with_members(replacements, removed=(BODY_FIELD,)).encode("utf-8")

@@ -76,6 +76,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "loadtests.engine.measure": (*PLAIN_CORE, "loadtests.engine", "torch", "vllm"),
     "loadtests.engine.worker": ("torch",),
     "loadtests.timeline": ("loadtests", "httpx", "matplotlib"),
+    "loadtests.soak": ("loadtests", "torch", "vllm"),
     "loadtests.simulation": ("loadtests", "serve", "matplotlib"),
 }  # fmt: skip
 

@@ -25,10 +25,14 @@ _logger = logging.getLogger(__name__)
 V2_PACKAGES = ("vllm.v1.worker.gpu.", "vllm.v1.worker.cpu.")
 
 
-def requested_precision(sampling_params: Any) -> object:
-    """What a request's sampling parameters ask for; None if they do not."""
-    extra_args = getattr(sampling_params, "extra_args", None) or {}
-    return extra_args.get(XARGS_KEY)
+def requested_precision(request: Any) -> object:
+    """What the parameters of a request, as the scheduler or the runner knows it, ask for; None if they do not."""
+    extra: dict[str, Any] | None = None
+    if request.sampling_params is not None:
+        extra = request.sampling_params.extra_args
+    elif request.pooling_params is not None:
+        extra = request.pooling_params.extra_kwargs
+    return (extra or {}).get(XARGS_KEY)
 
 
 def followed_group(sampling_params: Any) -> str | None:
@@ -73,12 +77,11 @@ class _Precision:
         running = scheduler_output.scheduled_cached_reqs
         state.advance(running.req_ids, running.num_computed_tokens, running.resumed_req_ids)
         for request in scheduler_output.scheduled_new_reqs:
-            parameters = request.sampling_params
             prompt = request.prompt_embeds if request.prompt_token_ids is None else request.prompt_token_ids
             state.add_request(
                 request.req_id,
-                requested_precision(parameters),
-                followed_group(parameters),
+                requested_precision(request),
+                followed_group(request.sampling_params),
                 num_prompt_tokens=0 if prompt is None else len(prompt),
             )
         self._before_step(scheduler_output)

@@ -5,6 +5,7 @@ Use: ``--scheduler-cls`` this class's path. It sees every request, whichever way
 
 import hashlib
 import logging
+from copy import copy
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -15,6 +16,7 @@ from matgptq_vllm.compat.replica import open_replica
 from matgptq_vllm.compat.runner import followed_group, requested_precision
 from matgptq_vllm.compat.self_draft import drafts_itself
 from matgptq_vllm.core.errors import InputError
+from matgptq_vllm.core.precision import XARGS_KEY, precision_of_salt
 
 _logger = logging.getLogger(__name__)
 
@@ -32,7 +34,8 @@ class _PrecisionScheduling:
 
     def add_request(self, request: Any) -> None:
         try:
-            profile = self._catalogue.resolve(requested_precision(request.sampling_params))
+            _take_precision_of_salt(request)
+            profile = self._catalogue.resolve(requested_precision(request))
         except InputError as error:
             # Raising here would end the engine for everybody. The request ends instead, with the reason.
             _logger.warning("Request %s is refused: %s", request.request_id, error)
@@ -77,6 +80,18 @@ class MatGPTQScheduler(_PrecisionScheduling, AsyncScheduler):
         if cls is MatGPTQScheduler and not vllm_config.scheduler_config.async_scheduling:
             return MatGPTQSyncScheduler(vllm_config, *args, **kwargs)
         return super().__new__(cls)
+
+
+def _take_precision_of_salt(request: Any) -> None:
+    """Give a request whose parameters ask for nothing the precision that its cache salt names, if it does.
+
+    vLLM's beam search makes the parameters of its requests itself, and keeps of the prompt the salt.
+    """
+    precision = precision_of_salt(request.cache_salt)
+    if precision is not None and request.sampling_params is not None and requested_precision(request) is None:
+        # The parameters may be those of several requests.
+        request.sampling_params = copy(request.sampling_params)
+        request.sampling_params.extra_args = {**(request.sampling_params.extra_args or {}), XARGS_KEY: precision}
 
 
 def _keep_output_apart(request: Any) -> None:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from vllm.config import set_current_vllm_config
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
@@ -51,6 +52,17 @@ class MatGPTQWorker(_PlatformWorker):
         # Before vLLM measures how much memory is free: the processes that compile take some while they run.
         quantization: Any = self.vllm_config.quant_config
         quantization.compile_kernels(self.model_runner.get_model(), self.device, logger.info)
+
+    def reload_weights(self, *args: Any, weights_path: str | None = None, **kwargs: Any) -> None:
+        """Read the weights again, as after sleep of level 2; UnsupportedError if they are to come from another parent."""
+        if weights_path is not None:
+            raise UnsupportedError(
+                f"weights cannot be reloaded from {weights_path!r}: a running replica keeps its parent, "
+                f"{self.model_config.model}; start another one, or leave weights_path out"
+            )
+        # The loader asks for the configuration, which vLLM sets for the first load only.
+        with set_current_vllm_config(self.vllm_config):
+            super().reload_weights(*args, **kwargs)
 
     def matgptq_replica(self) -> dict[str, Any]:
         """What this worker holds and has computed (``collective_rpc``)."""

@@ -54,6 +54,11 @@ class PrecisionState:
                 self._forget_batch()
             self._followers.remove(req_id)
 
+    @property
+    def num_requests(self) -> int:
+        """Requests in flight, with those that ended in the last step, of which the next one tells."""
+        return len(self._profile_of)
+
     def follow(self, levels: Mapping[str, str | None]) -> None:
         """From now on the requests of these groups go to these profiles, each at its next block; None: the group is over.
 

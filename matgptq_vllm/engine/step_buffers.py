@@ -30,7 +30,6 @@ class StepBuffers:
         self.graph_profile = torch.full((1,), ANY_PROFILE, dtype=torch.int32, device="cpu")
         """int32 [1], on the CPU: while a CUDA graph is captured for steps whose rows all have one profile, its index;
         otherwise ANY_PROFILE."""
-        self._unsorted = self.row_order.clone()
         self._counts = self.step_profiles.numpy()
         self._counts[default] = max_tokens
         self._default = default
@@ -89,5 +88,5 @@ class StepBuffers:
 
     def _unsort_from(self, start: int) -> None:
         if start < self._num_sorted:
-            self.row_order[start : self._num_sorted].copy_(self._unsorted[start : self._num_sorted])
+            torch.arange(start, self._num_sorted, out=self.row_order[start : self._num_sorted])
         self._num_sorted = min(start, self._num_sorted)

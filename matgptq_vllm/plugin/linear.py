@@ -9,6 +9,7 @@ Parameters of a layer on one tensor-parallel rank while it is loaded, with N out
 After loading, where the kernels run, they are replaced by those of the kernel layout, under the same names.
 """
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,7 +47,7 @@ class MatGPTQLinearMethod(LinearMethodBase):
     def __init__(self, replica: Replica, members: list[str]):
         self._replica = replica
         self._members = members
-        self._num_planes = replica.num_planes
+        self._num_planes = replica.num_planes  # as ``apply`` finds them
 
     def create_weights(
         self,
@@ -71,7 +72,7 @@ class MatGPTQLinearMethod(LinearMethodBase):
         self._n, self._k, self._dtype = n, k, params_dtype
         weight_loader = extra_weight_attrs.pop("weight_loader")
 
-        for plane in range(self._num_planes):
+        for plane in range(self._replica.num_planes):
             data = torch.empty(n, reader.layout.packed_columns(plane, k), dtype=torch.uint8)
             parameter = ModelWeightParameter(data=data, input_dim=1, output_dim=0, weight_loader=weight_loader)
             layer.register_parameter(plane_name(plane), parameter)
@@ -101,6 +102,8 @@ class MatGPTQLinearMethod(LinearMethodBase):
             "step_profiles": step.step_profiles,
             "graph_profile": step.graph_profile,
             "locks": torch.empty(0, dtype=torch.int32, device=device),
+            # Empty: vLLM's LoRA layers find the device of a quantized layer by a weight of this name.
+            "qweight": torch.empty(0, device=device),
         }
         for name, buffer in buffers.items():
             layer.register_buffer(name, buffer, persistent=False)
@@ -110,9 +113,10 @@ class MatGPTQLinearMethod(LinearMethodBase):
         if not kernels_run(layer.scales.device, self._dtype):
             return
         reader = self._replica.reader
-        planes = [getattr(layer, plane_name(plane)).data for plane in range(self._num_planes)]
+        # Runs again when vLLM reloads the weights, which begins from what ``create_weights`` made.
+        planes = [getattr(layer, plane_name(plane)).data for plane in range(self._replica.num_planes)]
         resident = to_resident(planes, layer.scales.data, reader.layout, self._k, reader.spec.group_size)
-        for plane in range(self._num_planes):
+        for plane in range(self._replica.num_planes):
             delattr(layer, plane_name(plane))
         self._num_planes = len(resident.planes)
         for plane, data in enumerate(resident.planes):
@@ -168,8 +172,14 @@ class MatGPTQLinearMethod(LinearMethodBase):
 
     def _check_partition(self, input_size: int, k: int) -> None:
         group_size = self._replica.reader.spec.group_size
-        if k != input_size and (k % K_ALIGNMENT or (group_size != -1 and k % group_size)):
+        # One scale per channel is no reason to cut anywhere but between bytes.
+        unit, name = (K_ALIGNMENT, "bytes") if group_size == -1 else (math.lcm(K_ALIGNMENT, group_size), "groups")
+        if k != input_size and k % unit:
+            fitting = [ranks for ranks in range(2, input_size // k) if input_size % (ranks * unit) == 0]
+            instead = f"use {' or '.join(map(str, [1, *fitting]))} tensor-parallel ranks"
+            if group_size != -1:
+                instead += ", or calibrate with a smaller --group-size"
             raise UnsupportedError(
                 f"{self._members[0]}: tensor parallelism gives a rank {k} of {input_size} inputs, which is not a whole number "
-                f"of groups of {group_size}; use fewer ranks, or calibrate with a smaller --group-size"
+                f"of {name} of {unit}; {instead}"
             )

@@ -6,7 +6,7 @@ from types import MappingProxyType, SimpleNamespace
 import numpy as np
 import torch
 
-from matgptq_vllm.compat.runner import add_precision
+from matgptq_vllm.compat.runner import add_precision, requested_precision
 from matgptq_vllm.core.precision import FOLLOW_BLOCK, GROUP_KEY, XARGS_KEY, Catalogue
 from matgptq_vllm.engine.precision_state import PrecisionState
 from matgptq_vllm.engine.step_buffers import StepBuffers
@@ -34,7 +34,9 @@ class Runner:
 
 def new_request(req_id: str, precision: str, **extra_args: str) -> SimpleNamespace:
     parameters = SimpleNamespace(extra_args={XARGS_KEY: precision, **extra_args})
-    return SimpleNamespace(req_id=req_id, sampling_params=parameters, prompt_token_ids=[1, 2, 3], prompt_embeds=None)
+    return SimpleNamespace(
+        req_id=req_id, sampling_params=parameters, pooling_params=None, prompt_token_ids=[1, 2, 3], prompt_embeds=None
+    )
 
 
 def step(new: Sequence[SimpleNamespace] = (), running: Mapping[str, int] = MappingProxyType({})) -> SimpleNamespace:
@@ -66,3 +68,10 @@ def test_a_running_request_follows_its_group_from_a_block_on() -> None:
     assert runner.execute_model(step((), {"a": FOLLOW_BLOCK - 1, "b": FOLLOW_BLOCK}))[:5] == [2, 2, 2, 2, 2]
     # Rows: two of b, three of a.
     assert runner.execute_model(step((), {"a": FOLLOW_BLOCK, "b": FOLLOW_BLOCK + 1}))[:5] == [2, 2, 0, 0, 0]
+
+
+def test_parameters_of_either_kind_ask_for_a_precision() -> None:
+    for extra, wanted in (({XARGS_KEY: "3"}, "3"), ({}, None), (None, None)):
+        sampled = SimpleNamespace(sampling_params=SimpleNamespace(extra_args=extra), pooling_params=None)
+        pooled = SimpleNamespace(sampling_params=None, pooling_params=SimpleNamespace(extra_kwargs=extra))
+        assert requested_precision(sampled) == requested_precision(pooled) == wanted

@@ -18,9 +18,9 @@ import json, sys
 from vllm import LLM, SamplingParams
 
 def engine(directory, distributed_executor_backend="uni", **options):
-    return LLM(directory, dtype="float32", enforce_eager=True, max_model_len=512, max_num_seqs=16, block_size=32,
-               distributed_executor_backend=distributed_executor_backend, disable_log_stats=True,
-               gpu_memory_utilization=0.2, **options)
+    defaults = dict(dtype="float32", enforce_eager=True, max_model_len=512, max_num_seqs=16, disable_log_stats=True)
+    return LLM(directory, block_size=32, distributed_executor_backend=distributed_executor_backend,
+               gpu_memory_utilization=0.2, **{**defaults, **options})
 
 PRECISION = dict(worker_cls="matgptq_vllm.compat.worker.MatGPTQWorker",
                  scheduler_cls="matgptq_vllm.compat.scheduler.MatGPTQScheduler")
@@ -36,9 +36,9 @@ def logprobs(output):
 """
 
 
-def run_engine(script: str, directory: Path, runner: str = "v1") -> subprocess.CompletedProcess[str]:
+def run_engine(script: str, directory: Path, runner: str = "v1", *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", PREAMBLE + script, str(directory)],
+        [sys.executable, "-c", PREAMBLE + script, str(directory), *arguments],
         capture_output=True,
         text=True,
         env={**engine_environment(runner), "VLLM_LOGGING_LEVEL": "ERROR"},

@@ -97,3 +97,9 @@ def test_while_a_graph_of_one_profile_is_captured_its_kernels_are_known() -> Non
     buffers.reset()
     assert buffers.graph_profile.tolist() == [ANY_PROFILE]
     assert buffers.token_profiles.tolist() == [DEFAULT] * MAX_TOKENS
+
+
+def test_there_is_no_memory_of_the_device_but_that_which_layers_register() -> None:
+    # vLLM's sleep of level 2 keeps the buffers of the model, and loses whatever else was made while it was loaded.
+    held = {name for name, value in vars(make_buffers()).items() if isinstance(value, torch.Tensor)}
+    assert held == {"token_profiles", "row_order", "step_profiles", "graph_profile"}
