@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import calibrate.cli
+import loadtests.cli
 import matgptq_vllm.kernels.tune.cli
 import serve.cli
 import serve.keys_cli
@@ -24,12 +25,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     serve.cli.add_verbs(verbs)
     serve.keys_cli.add_verbs(verbs)
     matgptq_vllm.kernels.tune.cli.add_verbs(verbs)
+    loadtests.cli.add_verbs(verbs)
     namespace = parser.parse_args(arguments)
     try:
         return namespace.run(namespace)
     except MatGPTQError as error:
         print(f"matgptq: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("matgptq: interrupted", file=sys.stderr)
+        return 130
     except OSError as error:
         print(f"matgptq: error: {error}", file=sys.stderr)
         return 1

@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "matgptq_vllm": (),
     "matgptq_vllm.cli": (
         "matgptq_vllm.__init__", f"{CORE}.errors", "matgptq_vllm.kernels.tune.cli", "calibrate.cli", "serve.cli",
-        "serve.keys_cli",
+        "serve.keys_cli", "loadtests.cli",
     ),
     **dict.fromkeys(PLAIN_CORE, PLAIN_CORE),
     CORE: (CORE, "torch", "safetensors"),
@@ -69,7 +69,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "serve.yaml_nodes": (*PLAIN_CORE, "serve", "yaml"),
     "serve.cli": (*PLAIN_CORE, "serve", "vllm"),
     "serve.stat_logger": (*PLAIN_CORE, "serve", "prometheus_client", "vllm"),
-    "loadtests": ("loadtests", "httpx"),
+    "loadtests": (f"{CORE}.errors", "loadtests", "httpx"),
+    "loadtests.campaign": (f"{CORE}.errors", "loadtests", "tqdm"),
+    "loadtests.comparison": ("loadtests", "numpy"),
+    "loadtests.generator": (f"{CORE}.errors", "loadtests", "aiohttp", "vllm"),
+    "loadtests.plots": ("loadtests", "matplotlib", "numpy"),
+    "loadtests.server": (f"{CORE}.errors", "loadtests", "httpx", "prometheus_client"),
+    "loadtests.soak": (f"{CORE}.errors", "loadtests", "httpx", "numpy", "psutil"),
+    "loadtests.statistics": ("loadtests", "numpy"),
     "loadtests.simulation": ("loadtests", "serve", "matplotlib"),
 }  # fmt: skip
 
@@ -96,6 +103,7 @@ STAYS_OUT = [
     ("calibrate.rounding", ("vllm", "triton", "transformers")),
     ("serve.cli", ("torch", "vllm", "transformers")),
     ("serve.keys_cli", ("torch", "vllm", "transformers", "yaml")),
+    ("loadtests.cli", ("torch", "vllm", "numpy", "matplotlib")),
     ("matgptq_vllm.cli", ("torch", "vllm", "transformers")),
 ]
 
@@ -243,6 +251,7 @@ FORBIDDEN = [
     ("serve/stat_logger.py", "import torch"),
     ("loadtests/x.py", "import matgptq_vllm.core.precision"),
     ("loadtests/x.py", "import serve.settings"),
+    ("loadtests/x.py", "import vllm"),
     ("matgptq_vllm/novel.py", "import os"),
     ("matgptq_vllm/novel/__init__.py", ""),
     ("matgptq_vllm/kernels/novel/x.py", ""),

@@ -1,0 +1,86 @@
+"""A whole load test: probe, run, report, judge. Imports vLLM."""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+# Before vLLM is imported: its messages are not about this command.
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+from loadtests import gate, report
+from loadtests.campaign import AGAINST, TESTED, Campaign
+from loadtests.options import LoadTestOptions
+from loadtests.plots import draw
+from loadtests.server import Server, probe
+from loadtests.soak import Watch, checks
+from matgptq_vllm.core.errors import InputError
+
+INTERRUPTED_STATUS = 130
+
+
+def run_load_test(options: LoadTestOptions, server: Server) -> int:
+    """Run the test and write the report; returns the exit status.
+
+    Raises:
+        InputError: the servers do not offer what is asked for, or the baseline is of another load.
+    """
+    server.check_precisions(options.precisions)
+    servers = {TESTED: server}
+    if options.against is not None:
+        servers[AGAINST] = probe(options.against)
+    campaign = Campaign(options, servers, _tokenizer(options, server))
+    baseline = gate.read_report(options.baseline) if options.baseline is not None else None
+    options.out.mkdir(parents=True, exist_ok=True)
+    began = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    watch = Watch(server, options.soak) if options.soak is not None else None
+    interrupted = False
+    with _stoppable(), watch or contextlib.nullcontext():
+        try:
+            campaign.run()
+        except KeyboardInterrupt:
+            interrupted = True
+            print("matgptq loadtest: interrupted; writing the report of what there is", file=sys.stderr)
+    verdict = []
+    if watch is not None and campaign.runs:
+        verdict = checks(watch.soak, watch.samples, watch.wait_until_idle(), campaign.runs[-1].records, watch.unanswered)
+    samples = watch.samples if watch is not None else []
+    written = report.as_dict(campaign, interrupted, began, samples, verdict)
+    report.write(written, options.out)
+    draw(campaign.runs, samples, options.out)
+    print(report.summary_table(written))
+    for check in verdict:
+        print(f"{'passed' if check.passed else 'FAILED'}: {check.name}: {check.found}, allowed {check.allowed}")
+    print(f"report: {options.out / 'report.md'}")
+    worse = []
+    if baseline is not None and not interrupted:
+        worse = gate.regressions(written, baseline, options.fail_if)
+        print(gate.text(worse, options.fail_if))
+    if interrupted:
+        return INTERRUPTED_STATUS
+    failed = any(run.summary.failed for run in campaign.runs)
+    return int(failed or bool(worse) or not all(check.passed for check in verdict))
+
+
+def _tokenizer(options: LoadTestOptions, server: Server) -> str:
+    if options.tokenizer is not None:
+        return options.tokenizer
+    if Path(server.root).is_dir():
+        return server.root
+    raise InputError(
+        f"the server's model folder {server.root!r} is not on this machine, and prompts are made of the model's tokens; "
+        "name a folder with its tokenizer in --tokenizer"
+    )
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM stops the test as Ctrl-C does: a job that is ended early has a report too."""
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
