@@ -9,6 +9,7 @@ import loadtests.cli
 import matgptq_vllm.kernels.tune.cli
 import serve.cli
 import serve.keys_cli
+import serve.router.cli
 from matgptq_vllm import __version__
 from matgptq_vllm.core.errors import MatGPTQError
 
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     serve.keys_cli.add_verbs(verbs)
     matgptq_vllm.kernels.tune.cli.add_verbs(verbs)
     loadtests.cli.add_verbs(verbs)
+    serve.router.cli.add_verbs(verbs)
     namespace = parser.parse_args(arguments)
     try:
         return namespace.run(namespace)

@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "matgptq_vllm": (),
     "matgptq_vllm.cli": (
         "matgptq_vllm.__init__", f"{CORE}.errors", "matgptq_vllm.kernels.tune.cli", "calibrate.cli", "serve.cli",
-        "serve.keys_cli", "loadtests.cli",
+        "serve.keys_cli", "serve.router.cli", "loadtests.cli",
     ),
     **dict.fromkeys(PLAIN_CORE, PLAIN_CORE),
     CORE: (CORE, "torch", "safetensors"),
@@ -64,6 +64,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "serve.endpoints": (*PLAIN_CORE, "serve", "fastapi", "matgptq_vllm.__init__", "starlette"),
     "serve.measurement": (*PLAIN_CORE, "serve", "vllm"),
     "serve.playground": ("serve.playground", "fastapi", "starlette"),
+    "serve.router": (*PLAIN_CORE, "serve.router"),
     "serve.tenant_file": (*PLAIN_CORE, "serve", "yaml"),
     "serve.tracing": (*PLAIN_CORE, "serve", "opentelemetry", "starlette"),
     "serve.yaml_nodes": (*PLAIN_CORE, "serve", "yaml"),

@@ -26,7 +26,8 @@ def parsed(*arguments: str) -> LoadTestOptions:
 
 def test_options_are_read() -> None:
     options = parsed("--precisions", "2,mix", "--rates", "1,80%,inf", "--concurrency", "4,8", "--input-len", "10-20",
-                     "--cancel", "5%", "--malformed", "0.02", "--budget-ms", "12.5", "--slo", "tpot:30", "--seconds", "2m")  # fmt: skip
+                     "--cancel", "5%", "--malformed", "0.02", "--budget-ms", "12.5", "--slo", "tpot:30",
+                     "--seconds", "2m")  # fmt: skip
     assert options.precisions == ("2", "mix")
     assert options.rates == (Rate(1.0), Rate(0.8, of_capacity=True), Rate(math.inf))
     assert [str(rate) for rate in options.rates] == ["1", "80%", "inf"]
