@@ -2,6 +2,7 @@
 
 import math
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,8 @@ class Run:
     """By the precision that requests were computed at."""
     began_s: float
     """Seconds since the first run began."""
+    clock_s: float
+    """Monotonic clock when it began."""
     records: list[Record] = field(repr=False)
 
 
@@ -109,7 +112,7 @@ class Campaign:
         records: list[Record] = []
         began = max((run.began_s + record.end_s for run in self.runs for record in run.records), default=0.0)
         target = Target(server, self.tokenizer, self.options.headers if cell.precision == AUTO else {})
-        finished = False
+        finished, clock = False, time.monotonic()
         try:
             trace = file.with_suffix(".trace")
             put_load(target, plan, cell.concurrency, self.options.warmups, trace, visible, records)
@@ -120,7 +123,7 @@ class Campaign:
             summary = summarize(records, slo, bits, length)
             groups = by_precision(records)
             parts = {one: summarize(group, slo, bits, length) for one, group in groups.items()}
-            self.runs.append(Run(name, cell, repeat, rate, not finished, summary, parts, began, records))
+            self.runs.append(Run(name, cell, repeat, rate, not finished, summary, parts, began, clock, records))
 
     def plan(self, cell: Cell, rate: float, number: int) -> list[Planned]:
         """The requests of a run."""

@@ -44,10 +44,11 @@ def run_load_test(options: LoadTestOptions, server: Server) -> int:
         except KeyboardInterrupt:
             interrupted = True
             print("matgptq loadtest: interrupted; writing the report of what there is", file=sys.stderr)
-    verdict = []
+    verdict, samples = [], []
     if watch is not None and campaign.runs:
-        verdict = checks(watch.soak, watch.samples, watch.wait_until_idle(), campaign.runs[-1].records, watch.unanswered)
-    samples = watch.samples if watch is not None else []
+        idle = watch.wait_until_idle()
+        samples = watch.during(campaign.runs[-1])
+        verdict = checks(watch.soak, samples, idle, campaign.runs[-1].records, watch.unanswered)
     written = report.as_dict(campaign, interrupted, began, samples, verdict)
     report.write(written, options.out)
     draw(campaign.runs, samples, options.out)

@@ -4,12 +4,13 @@ import contextlib
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import httpx
 import numpy as np
 import psutil
 
+from loadtests.campaign import Run
 from loadtests.options import Soak
 from loadtests.records import CANCELLED, COMPLETED, REFUSED, Record
 from loadtests.server import Server
@@ -30,7 +31,7 @@ class Sample:
     """The server at one moment."""
 
     time_s: float
-    """Since the watch began."""
+    """Monotonic clock; of the samples of a run, since it began."""
     memory_bytes: float
     kv_cache: float
     """Share in use."""
@@ -67,7 +68,6 @@ class Watch:
     """Samples that the server did not answer."""
 
     def __enter__(self) -> "Watch":
-        self._began = time.monotonic()
         self._over = threading.Event()
         self.samples.append(self._sample())
         self._thread = threading.Thread(target=self._loop, name="soak watch", daemon=True)
@@ -77,6 +77,10 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+
+    def during(self, run: Run) -> list[Sample]:
+        """Samples from the beginning of a run on; what came before it, such as measuring the capacity, does not count."""
+        return [replace(sample, time_s=sample.time_s - run.clock_s) for sample in self.samples if sample.time_s >= run.clock_s]
 
     def wait_until_idle(self) -> Sample | None:
         """The first sample without requests and KV cache in use, or the last before the time is up; None: no answer."""
@@ -110,7 +114,7 @@ class Watch:
                 "give the server's process id in --server-pid, on the same machine"
             )
         memory = found[MEMORY] if self.soak.server_pid is None else memory_of(self.soak.server_pid)
-        return Sample(time.monotonic() - self._began, memory, found[KV_CACHE], found[RUNNING], found[WAITING])
+        return Sample(time.monotonic(), memory, found[KV_CACHE], found[RUNNING], found[WAITING])
 
 
 def memory_of(pid: int) -> float:
@@ -151,7 +155,9 @@ def checks(
 
 
 def memory_growth(samples: Sequence[Sample]) -> float:
-    """Median memory of the last tenth of the samples over that of the first tenth, less 1."""
+    """Median memory of the last tenth of the samples over that of the first tenth, less 1; inf without samples."""
+    if not samples:
+        return float("inf")
     tenth = max(1, len(samples) // 10)
     memory = np.asarray([sample.memory_bytes for sample in samples])
     return float(np.median(memory[-tenth:]) / np.median(memory[:tenth]) - 1)

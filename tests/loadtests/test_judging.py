@@ -65,7 +65,7 @@ def test_objectives_are_read_and_applied() -> None:
 
 def run_of(server: str, repeat: int, tokens: int, partial: bool = False) -> Run:
     summary = summary_of(replace(GOOD, output_tokens=tokens))
-    return Run(server, Cell("4", Rate(2.0), 8), repeat, 2.0, partial, summary, {}, 0.0, [])
+    return Run(server, Cell("4", Rate(2.0), 8), repeat, 2.0, partial, summary, {}, 0.0, 0.0, [])
 
 
 def test_ratios_have_an_interval_over_the_repeats() -> None:
