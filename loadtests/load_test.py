@@ -16,7 +16,7 @@ from loadtests.campaign import AGAINST, TESTED, Campaign
 from loadtests.options import LoadTestOptions
 from loadtests.plots import draw
 from loadtests.server import Server, probe
-from loadtests.soak import Watch, checks
+from loadtests.watch import Watch, checks
 from matgptq_vllm.core.errors import InputError
 
 INTERRUPTED_STATUS = 130

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from loadtests.campaign import TESTED, Run
 from loadtests.records import COMPLETED
-from loadtests.soak import Sample
 from loadtests.statistics import Summary
+from loadtests.watch import Sample
 
 LATENCIES: dict[str, Callable[[Summary], float | None]] = {
     "time to first token, p90, ms": lambda summary: summary.ttft.p90,

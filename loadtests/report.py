@@ -9,7 +9,9 @@ from typing import Any
 
 from loadtests.campaign import Campaign, Run
 from loadtests.comparison import Ratio, compare
-from loadtests.soak import Check, Sample
+from loadtests.tables import aligned
+from loadtests.tables import markdown as table
+from loadtests.watch import Check, Sample
 
 VERSION = 1
 
@@ -31,6 +33,8 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "mean width": ("mean_width", ".2f"),
     "failed": ("failed", "d"),
 }
+
+RUN_HEADING = ["precision", "run", *COLUMNS]
 
 
 def as_dict(
@@ -86,7 +90,14 @@ def markdown(report: Mapping[str, Any]) -> str:
     for name, server in report["servers"].items():
         held = ", ".join(server["precisions"]) or "none: not a replica of MatGPTQ"
         lines.append(f"- {name}: {server['url']}, model {server['model']}, vLLM {server['vllm']}; precisions {held}")
-    lines += ["", "## Runs", "", "Times in ms; TTFT and end to end (e2e) from when a request was due.", "", *_runs(report)]
+    lines += [
+        "",
+        "## Runs",
+        "",
+        "Times in ms; TTFT and end to end (e2e) from when a request was due.",
+        "",
+        *table(RUN_HEADING, _run_rows(report)),
+    ]
     for run in report["runs"]:
         if len(run["parts"]) > 1:
             lines += ["", f"### Precision {run['precision']}, {_where(run)}: by the precision of the answer", ""]
@@ -107,22 +118,13 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table whose columns are as wide as their widest cells."""
-    widths = [max(len(cell) for cell in column) for column in zip(heading, *rows, strict=True)]
-    padded = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in [heading, *rows]]
-    ruler = ["-" * (width - 1) + ":" for width in widths]
-    return [f"| {' | '.join(row)} |" for row in [padded[0], ruler, *padded[1:]]]
-
-
 def summary_table(report: Mapping[str, Any]) -> str:
     """The runs, for a terminal."""
-    return "\n".join(_runs(report))
+    return aligned([RUN_HEADING, *_run_rows(report)])
 
 
-def _runs(report: Mapping[str, Any]) -> list[str]:
-    rows = [[run["precision"], _where(run), *_cells(run["summary"])] for run in report["runs"]]
-    return table(["precision", "run", *COLUMNS], rows)
+def _run_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    return [[run["precision"], _where(run), *_cells(run["summary"])] for run in report["runs"]]
 
 
 def _where(run: Mapping[str, Any]) -> str:

@@ -76,7 +76,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "loadtests.generator": (f"{CORE}.errors", "loadtests", "aiohttp", "vllm"),
     "loadtests.plots": ("loadtests", "matplotlib", "numpy"),
     "loadtests.server": (f"{CORE}.errors", "loadtests", "httpx", "prometheus_client"),
-    "loadtests.soak": (f"{CORE}.errors", "loadtests", "httpx", "numpy", "psutil"),
+    "loadtests.watch": (f"{CORE}.errors", "loadtests", "httpx", "numpy", "psutil"),
     "loadtests.statistics": ("loadtests", "numpy"),
     "loadtests.simulation": ("loadtests", "serve", "matplotlib"),
 }  # fmt: skip

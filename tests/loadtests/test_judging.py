@@ -11,8 +11,8 @@ from loadtests.gate import regressions
 from loadtests.objectives import Objectives, parse_objectives
 from loadtests.options import Rate, Soak
 from loadtests.records import CANCELLED, COMPLETED, FAILED, REFUSED, Record
-from loadtests.soak import Sample, checks
 from loadtests.statistics import by_precision, duration_s, summarize
+from loadtests.watch import Sample, checks
 from matgptq_vllm.core.errors import InputError
 
 GOOD = Record(0, "auto", "8", COMPLETED, 200, 1.0, 1.5, 0.1, (0.02, 0.04), 1.66, 10, 3)
