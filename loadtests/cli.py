@@ -104,7 +104,7 @@ def run(namespace: argparse.Namespace) -> int:
         from loadtests.load_test import run_load_test
     except ImportError as error:
         raise UnsupportedError(
-            f"matgptq loadtest needs vLLM, whose load generator it is, and matplotlib ({error}): "
+            f"matgptq loadtest needs vLLM, whose load generator it is ({error}): "
             'pip install "matgptq-vllm[cpu,plot]", or [gpu,plot]'
         ) from error
     return run_load_test(options, server)

@@ -4,7 +4,6 @@ Ours is only its request function, which gives each request its precision, cance
 of every one as soon as it is over, so that an interrupted run has a report too. Needs vLLM; importing this file imports it.
 """
 
-import argparse
 import asyncio
 import contextlib
 import gc
@@ -24,6 +23,7 @@ from vllm.benchmarks.lib.endpoint_request_func import (
     RequestFuncOutput,
     async_request_openai_completions,
 )
+from vllm.tokenizers import get_tokenizer
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from loadtests.malformed import FORMS
@@ -59,7 +59,6 @@ def put_load(
         progress: whether to draw a bar on standard error.
 
     Raises:
-        InputError: the tokenizer cannot be read.
         KeyboardInterrupt: the user stopped it; requests in flight are recorded as interrupted.
     """
     trace.write_text("".join(f"{planned.trace_line()}\n" for planned in plan), encoding="utf-8")
@@ -79,24 +78,28 @@ def put_load(
         options = parser.parse_args(arguments)
         ASYNC_REQUEST_FUNCS[BACKEND] = requests
         try:
-            _run(options, target.tokenizer)
+            with warnings.catch_warnings():
+                # Of runs that are so short, or go so wrong, that the generator's own statistics are empty.
+                warnings.simplefilter("ignore")
+                bench.main(options)
         finally:
             ASYNC_REQUEST_FUNCS[BACKEND] = original
             # The generator has frozen all objects, for its own time; at the end of the process they would count as leaked.
             gc.unfreeze()
 
 
-def _run(options: argparse.Namespace, tokenizer: str) -> None:
-    try:
-        with warnings.catch_warnings():
-            # Of runs that are so short, or go so wrong, that the generator's own statistics are empty.
-            warnings.simplefilter("ignore")
-            bench.main(options)
-    except OSError as error:
-        raise InputError(
-            f"the tokenizer {tokenizer} cannot be read ({str(error).splitlines()[0]}); "
-            "name a folder with the model's tokenizer, such as that of the parent, in --tokenizer"
-        ) from None
+def check_tokenizer(folder: str) -> None:
+    """InputError if there is no tokenizer in ``folder``; nothing is downloaded."""
+    reason = "there is no such folder"
+    if Path(folder).is_dir():
+        try:
+            get_tokenizer(folder)
+            return
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+    raise InputError(
+        f"no tokenizer in {folder} ({reason}); name a folder with the model's tokenizer, such as that of the parent, in --tokenizer"
+    )
 
 
 class _Requests:

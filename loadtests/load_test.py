@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -13,11 +13,10 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 from loadtests import gate, report
 from loadtests.campaign import AGAINST, TESTED, Campaign
+from loadtests.generator import check_tokenizer
 from loadtests.options import LoadTestOptions
-from loadtests.plots import draw
 from loadtests.server import Server, probe
-from loadtests.watch import Watch, checks
-from matgptq_vllm.core.errors import InputError
+from loadtests.watch import Sample, Watch, checks
 
 INTERRUPTED_STATUS = 130
 
@@ -32,7 +31,10 @@ def run_load_test(options: LoadTestOptions, server: Server) -> int:
     servers = {TESTED: server}
     if options.against is not None:
         servers[AGAINST] = probe(options.against)
-    campaign = Campaign(options, servers, _tokenizer(options, server))
+    # The server's own folder, unless it is on another machine.
+    tokenizer = options.tokenizer or server.root
+    check_tokenizer(tokenizer)
+    campaign = Campaign(options, servers, tokenizer)
     baseline = gate.read_report(options.baseline) if options.baseline is not None else None
     options.out.mkdir(parents=True, exist_ok=True)
     began = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -51,7 +53,7 @@ def run_load_test(options: LoadTestOptions, server: Server) -> int:
         verdict = checks(watch.soak, samples, idle, campaign.runs[-1].records, watch.unanswered)
     written = report.as_dict(campaign, interrupted, began, samples, verdict)
     report.write(written, options.out)
-    draw(campaign.runs, samples, options.out)
+    _draw(campaign, samples, options.out)
     print(report.summary_table(written))
     for check in verdict:
         print(f"{'passed' if check.passed else 'FAILED'}: {check.name}: {check.found}, allowed {check.allowed}")
@@ -66,15 +68,14 @@ def run_load_test(options: LoadTestOptions, server: Server) -> int:
     return int(failed or bool(worse) or not all(check.passed for check in verdict))
 
 
-def _tokenizer(options: LoadTestOptions, server: Server) -> str:
-    if options.tokenizer is not None:
-        return options.tokenizer
-    if Path(server.root).is_dir():
-        return server.root
-    raise InputError(
-        f"the server's model folder {server.root!r} is not on this machine, and prompts are made of the model's tokens; "
-        "name a folder with its tokenizer in --tokenizer"
-    )
+def _draw(campaign: Campaign, samples: Sequence[Sample], folder: Path) -> None:
+    try:
+        from loadtests.plots import draw
+    except ImportError as error:
+        note = f"matgptq loadtest: no pictures ({error}); where matplotlib is: python -m loadtests.redraw {folder}"
+        print(note, file=sys.stderr)
+        return
+    draw(campaign.runs, samples, folder)
 
 
 @contextlib.contextmanager

@@ -49,3 +49,9 @@ def write_records(records: Iterable[Record], path: Path) -> None:
     """One line per request."""
     lines = (json.dumps(asdict(record)) for record in records)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def read_records(path: Path) -> list[Record]:
+    """What ``write_records`` wrote."""
+    entries = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    return [Record(**{**entry, "gaps_s": tuple(entry["gaps_s"])}) for entry in entries]

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from loadtests.redraw import main as redraw
+
 from .replica_server import MODEL_NAME, ROOT, ReplicaServer, engine_environment
 
 pytestmark = pytest.mark.engine
@@ -63,8 +65,13 @@ def test_every_precision_is_loaded_reported_and_compared(v1_server: ReplicaServe
     assert len(rows) == 4 * 2 * 2 + 2 * 2 * 2
     assert all(float(row["ttft_p50_ms"]) > 0 for row in rows)
     assert "## Tested server over the other" in (tmp_path / "report.md").read_text()
-    for picture in ("latency.png", "widths.png"):
-        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    pictures = {path: path.read_bytes() for path in (tmp_path / "latency.png", tmp_path / "widths.png")}
+    assert all(drawn.startswith(b"\x89PNG") for drawn in pictures.values())
+    for path in pictures:
+        path.unlink()
+    # The files that stay have all that is in the pictures.
+    assert redraw([str(tmp_path)]) == 0
+    assert {path: path.read_bytes() for path in pictures} == pictures
 
 
 def test_a_soak_with_cancelled_and_malformed_requests_leaves_nothing_behind(
@@ -121,6 +128,8 @@ def test_interrupted_it_reports_what_there_is_and_a_later_test_is_held_against_i
     assert "itl.p50 was 1e-06" in done.stdout
     done = load(v1_server, tmp_path / "now", "--precisions", "3,five")
     assert (done.returncode, "does not offer precision five; it offers 2, 3, 4, 6, 8" in done.stderr) == (2, True)
+    done = load(v1_server, tmp_path / "now", "--tokenizer", str(tmp_path))
+    assert (done.returncode, f"no tokenizer in {tmp_path}" in done.stderr) == (2, True)
 
 
 def test_mixed_batches_answer_as_single_requests_do(v1_server: ReplicaServer, evaluation_text: Path, tmp_path: Path) -> None:
