@@ -98,7 +98,8 @@ def check_tokenizer(folder: str) -> None:
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
     raise InputError(
-        f"no tokenizer in {folder} ({reason}); name a folder with the model's tokenizer, such as that of the parent, in --tokenizer"
+        f"no tokenizer in {folder} ({reason}); "
+        "name a folder with the model's tokenizer, such as that of the parent, in --tokenizer"
     )
 
 
