@@ -79,7 +79,7 @@ def test_a_soak_with_cancelled_and_malformed_requests_leaves_nothing_behind(
 ) -> None:
     done = load(v1_server, tmp_path, "--soak", "12s", "--precisions", "mix", "--rates", "4", "--output-len", "2-12",
                 "--cancel", "20%", "--malformed", "30%", "--tokenizer", str(profiled_parent),
-                "--max-itl-drift", "1000%")  # fmt: skip
+                "--max-itl-drift", "1000%", "--max-memory-growth", "20%")  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     report = report_in(tmp_path)
     (run,) = report["runs"]
