@@ -36,8 +36,8 @@ class Server:
     """Average width of every precision that it holds; empty: not a replica of this project."""
 
     def describe(self) -> dict[str, Any]:
-        """For reports."""
-        return {"url": self.url, "model": self.model, "root": self.root, "vllm": self.version, "precisions": list(self.bits)}
+        """For reports, which others may read: no paths of machines."""
+        return {"url": self.url, "model": self.model, "vllm": self.version, "precisions": list(self.bits)}
 
     def check_precisions(self, names: Sequence[str]) -> None:
         """InputError if one of ``names`` is not to be had here."""
