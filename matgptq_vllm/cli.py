@@ -5,9 +5,11 @@ import sys
 from collections.abc import Sequence
 
 import calibrate.cli
+import loadtests.cli
 import matgptq_vllm.kernels.tune.cli
 import serve.cli
 import serve.keys_cli
+import serve.router.cli
 from matgptq_vllm import __version__
 from matgptq_vllm.core.errors import MatGPTQError
 
@@ -24,12 +26,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     serve.cli.add_verbs(verbs)
     serve.keys_cli.add_verbs(verbs)
     matgptq_vllm.kernels.tune.cli.add_verbs(verbs)
+    loadtests.cli.add_verbs(verbs)
+    serve.router.cli.add_verbs(verbs)
     namespace = parser.parse_args(arguments)
     try:
         return namespace.run(namespace)
     except MatGPTQError as error:
         print(f"matgptq: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("matgptq: interrupted", file=sys.stderr)
+        return 130
     except OSError as error:
         print(f"matgptq: error: {error}", file=sys.stderr)
         return 1

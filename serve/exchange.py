@@ -50,6 +50,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._body = body
+        self._held_start: Message | None = None
         self._status = 0
         self._complete = False
         self._disconnected = False
@@ -78,7 +79,11 @@ class Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        """Pass ``message`` on, with the response headers of the selection."""
+        """Pass ``message`` on, with the response headers of the selection.
+
+        The headers wait for the first piece of the answer: as long as a client, or a router, has seen nothing, the request
+        may be sent to another replica.
+        """
         if message["type"] == "http.response.start":
             self._status = message["status"]
             kind = MutableHeaders(raw=list(message.get("headers", []))).get("content-type", "")
@@ -88,6 +93,11 @@ class Exchange:
                 headers = MutableHeaders(raw=message["headers"])
                 headers[PRECISION_HEADER] = self.selection.profile
                 headers[REASON_HEADER] = self.selection.reason
+            self._held_start = message
+            return
+        if self._held_start is not None:
+            start, self._held_start = self._held_start, None
+            await self._send(start)
         await self._send(message)
         if self.first_byte_at is None and message.get("body"):
             self.first_byte_at = time.monotonic()

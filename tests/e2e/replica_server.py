@@ -68,7 +68,7 @@ class ReplicaServer:
         self.process: subprocess.Popen[bytes]
 
     def __enter__(self) -> "ReplicaServer":
-        port = _free_port()
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -110,7 +110,8 @@ class ReplicaServer:
             return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
