@@ -62,7 +62,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "calibrate.exchange": (CORE, "calibrate", "safetensors", "torch", "transformers"),
     "serve": (*PLAIN_CORE, "serve", "fastapi", "prometheus_client", "starlette"),
     "serve.endpoints": (*PLAIN_CORE, "serve", "fastapi", "matgptq_vllm.__init__", "starlette"),
-    "serve.measurement": (*PLAIN_CORE, "serve", "vllm"),
+    "serve.trial_request": (*PLAIN_CORE, "serve", "vllm"),
     "serve.playground": ("serve.playground", "fastapi", "starlette"),
     "serve.tenant_file": (*PLAIN_CORE, "serve", "yaml"),
     "serve.tracing": (*PLAIN_CORE, "serve", "opentelemetry", "starlette"),
