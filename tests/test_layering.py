@@ -51,6 +51,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         CORE, "calibrate", "matgptq_vllm.__init__", "numpy", "safetensors", "torch", "tqdm", "transformers", "datasets",
     ),
     "calibrate.column_kernel": (CORE, "calibrate", "torch", "triton"),
+    "calibrate.fetch": (CORE, "calibrate", "huggingface_hub", "tqdm"),
     "calibrate.evaluate": (CORE, "calibrate", "torch", "tqdm", "transformers"),
     "calibrate.evaluate.endpoint": (CORE, "calibrate.evaluate", "lm_eval"),
     "calibrate.evaluate.plot": (CORE, "calibrate.evaluate", "matplotlib"),

