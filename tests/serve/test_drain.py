@@ -67,7 +67,10 @@ def test_a_body_that_comes_during_the_end_is_refused(harness) -> None:
             return piece
 
     messages = Pieces(
-        [{"type": "http.request", "body": piece, "more_body": more} for piece, more in ((b'{"prompt": ', True), (b'"a"}', False))]
+        [
+            {"type": "http.request", "body": piece, "more_body": more}
+            for piece, more in ((b'{"prompt": ', True), (b'"a"}', False))
+        ]
     )
     sent = []
 
