@@ -85,7 +85,8 @@ def run_fetch(namespace: argparse.Namespace) -> int:
     from calibrate.fetch import fetch
 
     directory, ours, left_out = fetch(options)
-    print(f"{directory}: {ours / 1e6:,.1f} MB of weights, for widths up to {options.max_width}; {left_out / 1e6:,.1f} MB left out")
+    held, left = f"{ours / 1e6:,.1f} MB of weights", f"{left_out / 1e6:,.1f} MB left out"
+    print(f"{directory}: {held}, for widths up to {options.max_width}; {left}")
     return 0
 
 

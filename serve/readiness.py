@@ -23,7 +23,7 @@ class Readiness:
         self._problem = "the model is not loaded yet"
 
     async def loaded(self, engine_client: "EngineClient", profile: str | None) -> None:
-        """Generate one token at ``profile`` (None: the engine knows none). A failure is logged, and the replica stays unready."""
+        """Generate one token at ``profile`` (None: the engine knows none). A failure is logged; the replica stays unready."""
         try:
             tokens = await generate(engine_client, profile, prompt_tokens=1, tokens=1)
         except Exception as error:

@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -40,6 +41,8 @@ ENTER = """
 mount --bind "$1" "$1"
 mount --rbind /dev "$1/dev"
 mount -t proc proc "$1/proc"
+mount --bind /sys "$1/sys"
+mount -o remount,bind,ro "$1/sys"
 mount --bind "$2" "$1/parent"
 mount -o remount,bind,ro "$1/parent"
 mount -t tmpfs tmpfs "$1/dev/shm"
@@ -48,7 +51,8 @@ mount -t tmpfs -o "uid=$3,gid=$4" tmpfs "$1/home/matgptq"
 mount -o remount,bind,ro "$1"
 root=$1 user=$3 group=$4
 shift 4
-exec chroot "$root" setpriv --reuid "$user" --regid "$group" --clear-groups --inh-caps=-all --bounding-set=-all --no-new-privs "$@"
+exec chroot "$root" setpriv --reuid "$user" --regid "$group" --clear-groups --inh-caps=-all --bounding-set=-all \\
+    --no-new-privs "$@"
 """
 
 
@@ -76,13 +80,10 @@ def check(options: argparse.Namespace, root: str) -> dict[str, object]:
     user, group = config["User"].split(":")
     command = [*config["Entrypoint"], *config["Cmd"], "--port", str(options.port)]
     started = time.monotonic()
-    log = open("/tmp/check_cpu_image.log", "wb")
-    server = subprocess.Popen(
-        ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-euc", ENTER, "sh", root, options.parent, user, group]
-        + ["env", "-i", *config["Env"], "HOME=/home/matgptq", *command],
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )
+    with tempfile.NamedTemporaryFile(prefix="check_cpu_image-", suffix=".log", delete=False) as log:
+        enter = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-euc", ENTER, "sh"]
+        place = [root, options.parent, user, group, "env", "-i", *config["Env"], "HOME=/home/matgptq"]
+        server = subprocess.Popen([*enter, *place, *command], stdout=log, stderr=subprocess.STDOUT)
     url = f"http://127.0.0.1:{options.port}"
     try:
         while ready(url) != 200:
@@ -97,7 +98,6 @@ def check(options: argparse.Namespace, root: str) -> dict[str, object]:
         if server.poll() is None:
             server.kill()
             server.wait()
-        log.close()
 
 
 def confinement(process: int) -> dict[str, str]:

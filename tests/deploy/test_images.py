@@ -1,13 +1,13 @@
-"""The images' instructions: linted, pinned, without a user who may do more than serve. deploy/docker/check_cpu_image.py runs one."""
+"""The images' instructions: linted, pinned, for a user who may only serve. deploy/docker/check_cpu_image.py runs one."""
 
 import re
 import subprocess
 import sys
-import tomllib
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
+import tomllib
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
