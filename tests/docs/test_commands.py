@@ -1,8 +1,11 @@
 """Every command of the documentation is run, or checked against the program that it calls."""
 
+import contextlib
+import io
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -87,11 +90,26 @@ SMALLER = {
 
 @cache
 def help_of(*command: str) -> str:
-    """What a program of the project prints for --help."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "VLLM_LOGGING_LEVEL": "ERROR"}
-    run = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300, cwd=ROOT)
-    assert run.returncode == 0, f"{command}: {run.stderr[-2000:]}"
-    return run.stdout
+    """What `python -m COMMAND` prints, in this process: importing torch for each of them again would take minutes."""
+    printed = io.StringIO()
+    before = sys.argv
+    sys.argv = [*command]
+    try:
+        with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as ended:
+            runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+    finally:
+        sys.argv = before
+    assert ended.value.code == 0, command
+    return printed.getvalue()
+
+
+@cache
+def options_of_vllm_serve() -> set[str]:
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    verb = ServeSubcommand().subparser_init(FlexibleArgumentParser().add_subparsers())
+    return set(verb._option_string_actions)
 
 
 def options(words: list[str]) -> set[str]:
@@ -105,12 +123,12 @@ def known(text: str) -> set[str]:
 def check_matgptq(words: list[str]) -> None:
     verb = next((word for word in words[1:] if not word.startswith("-")), None)
     if verb is None or not re.fullmatch("[a-z-]+", verb):
-        assert options(words) <= known(help_of("-m", "matgptq_vllm.cli", "--help")), words
+        assert options(words) <= known(help_of("matgptq_vllm.cli", "--help")), words
         return
-    allowed = known(help_of("-m", "matgptq_vllm.cli", verb, "--help"))
+    allowed = known(help_of("matgptq_vllm.cli", verb, "--help"))
     asked = options(words)
     if verb == "serve" and not asked <= allowed:
-        allowed |= known(help_of("-m", "vllm.entrypoints.cli.main", "serve", "--help=all"))
+        allowed |= options_of_vllm_serve()
     assert asked <= allowed, f"matgptq {verb} has no {sorted(asked - allowed)}"
 
 
@@ -120,9 +138,9 @@ def check_python(words: list[str]) -> None:
         return
     if words[2] not in ("pytest", "pip", "venv"):
         sub = [word for word in words[3:4] if re.fullmatch("[a-z]+", word)]
-        text = help_of("-m", words[2], "--help")
+        text = help_of(words[2], "--help")
         if sub and not options(words) <= known(text):
-            text += help_of("-m", words[2], *sub, "--help")
+            text += help_of(words[2], *sub, "--help")
         assert options(words) <= known(text), f"python -m {words[2]} has no {sorted(options(words) - known(text))}"
 
 

@@ -63,6 +63,11 @@ def statuses(
     return seen
 
 
+def test_ready_is_as_declared(app: FastAPI) -> None:
+    # This engine generates nothing; tests/serve/test_drain.py has the ones that do.
+    assert statuses(operation(app, "/ready", "GET"), GenerationMode.POSITIVE) == {503}
+
+
 @MODES
 def test_precisions_is_as_declared(app: FastAPI, mode: GenerationMode) -> None:
     client = TestClient(app)
