@@ -82,7 +82,9 @@ class Drain:
     async def _wait(self) -> None:
         if self._under_way:
             self._idle.clear()
-            await asyncio.wait({asyncio.ensure_future(self._idle.wait())}, timeout=self._seconds)
+            idle = asyncio.ensure_future(self._idle.wait())
+            await asyncio.wait({idle}, timeout=self._seconds)
+            idle.cancel()
             if self._under_way:
                 logger.warning("%d answers are broken off: they took longer than %g s", self._under_way, self._seconds)
         self._end()

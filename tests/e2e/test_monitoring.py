@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import helm_python as helm
 import httpx
 import pytest
 import yaml
@@ -19,6 +18,8 @@ import yaml
 from serve.api_keys import digest_of, new_key
 
 from .replica_server import MODEL_NAME, ReplicaServer, _free_port
+
+helm = pytest.importorskip("helm_python", reason="Helm's library is published for x86_64 only")
 
 pytestmark = [
     pytest.mark.engine,
