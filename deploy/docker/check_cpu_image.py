@@ -117,7 +117,8 @@ def use(url: str, process: int) -> dict[str, object]:
     begun = threading.Event()
 
     def read() -> None:
-        with urllib.request.urlopen(request(url, {**body, "max_tokens": TOKENS, "ignore_eos": True, "stream": True})) as answer:
+        streamed = {"max_tokens": TOKENS, "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}}
+        with urllib.request.urlopen(request(url, {**body, **streamed})) as answer:
             for line in answer:
                 lines.append(line)
                 begun.set()
@@ -129,7 +130,9 @@ def use(url: str, process: int) -> dict[str, object]:
     time.sleep(0.2)
     refused, refused_headers = post(url, body, {})
     reader.join(300)
-    whole = sum(line.startswith(b"data: {") for line in lines) >= TOKENS and b"data: [DONE]\n" in lines
+    # By the usage, since a chunk may have several tokens.
+    usage = [json.loads(line[6:]).get("usage") for line in lines if line.startswith(b"data: {")]
+    whole = b"data: [DONE]\n" in lines and usage[-1]["completion_tokens"] == TOKENS
     return {
         "status": status,
         "precision": headers.get("X-Precision"),

@@ -1,5 +1,6 @@
 """A real server gets SIGTERM while it streams: the stream is finished, the next request refused, and the process ends."""
 
+import json
 import signal
 import threading
 import time
@@ -18,7 +19,14 @@ TOKENS = 300
 def test_streams_under_way_are_finished_after_sigterm(parent_dir: Path, tmp_path: Path) -> None:
     with ReplicaServer(parent_dir, tmp_path / "server.log", ["--drain-seconds", "60"]) as server:
         assert httpx.get(f"{server.url}/ready").json() == {"ready": True, "problem": None}
-        body = {"model": MODEL_NAME, "prompt": "The sea", "max_tokens": TOKENS, "ignore_eos": True, "stream": True}
+        body = {
+            "model": MODEL_NAME,
+            "prompt": "The sea",
+            "max_tokens": TOKENS,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
         lines: list[str] = []
         begun = threading.Event()
 
@@ -40,7 +48,7 @@ def test_streams_under_way_are_finished_after_sigterm(parent_dir: Path, tmp_path
         assert httpx.get(f"{server.url}/health").status_code == 200
         assert reader.is_alive()
         reader.join(120)
-        chunks = [line for line in lines if line.startswith("data: {")]
-        assert len(chunks) >= TOKENS
+        last = json.loads([line for line in lines if line.startswith("data: {")][-1].removeprefix("data: "))
+        assert last["usage"]["completion_tokens"] == TOKENS
         assert lines[-2] == "data: [DONE]"
         assert server.process.wait(30) == 0
