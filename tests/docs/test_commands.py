@@ -82,8 +82,9 @@ def test_a_block_runs_as_it_stands(block: Block, place: Path) -> None:
 
 SMALLER = {
     "calibrate": "--num-samples 8 --seq-len 32 --group-size 32 --sweeps 0",
-    "search": "--num-samples 4 --seq-len 32 --held-out-samples 4 --held-out-seq-len 32",
-    "evaluate": "--seq-len 32",
+    "search": "--num-samples 4 --seq-len 32 --held-out-samples 4 --held-out-seq-len 32 --generations 1 --offspring 2 "
+    "--sensitivity-samples 1",
+    "evaluate": "--seq-len 32 --limit-windows 16",
 }
 """Options for a model of a few thousand weights; they come before those of the page, which decide."""
 
