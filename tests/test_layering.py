@@ -70,7 +70,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "serve.yaml_nodes": (*PLAIN_CORE, "serve", "yaml"),
     "serve.cli": (*PLAIN_CORE, "serve", "vllm"),
     "serve.stat_logger": (*PLAIN_CORE, "serve", "prometheus_client", "vllm"),
-    "deploy.docker.check_cpu_image": (),
+    "deploy.docker.check_image": (),
     "loadtests": ("loadtests", "httpx"),
     "loadtests.engine": (*PLAIN_CORE, "loadtests", "matplotlib"),
     "loadtests.engine.measure": (*PLAIN_CORE, "loadtests.engine", "torch", "vllm"),

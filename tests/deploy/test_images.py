@@ -1,4 +1,4 @@
-"""The images' instructions: linted, pinned, for a user who may only serve. deploy/docker/check_cpu_image.py runs one."""
+"""The images' instructions: linted, pinned, for a user who may only serve. deploy/docker/check_image.py runs one."""
 
 import re
 import subprocess

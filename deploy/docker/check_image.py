@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Start the CPU image where no container engine runs, as its settings say, and use it. Needs root and buildah.
+"""Start an image where no container engine runs, as its settings say, and use it on the CPU. Needs root and buildah.
 
 The image is mounted read-only; only the places that a container engine is told to make writable can be written. The process
 has the image's user, environment, entry point and command, no capabilities, and the network of this machine.
 
-    deploy/docker/check_cpu_image.py IMAGE PARENT [--port 8000]
+    deploy/docker/check_image.py IMAGE PARENT [--port 8000] [-- more arguments of matgptq serve]
 
 Prints what was seen as JSON; exit status 1 if anything of it is wrong.
 """
@@ -62,7 +62,9 @@ def main() -> int:
     parser.add_argument("image")
     parser.add_argument("parent")
     parser.add_argument("--port", type=int, default=8000)
-    options = parser.parse_args()
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    options = parser.parse_args(sys.argv[1:end])
+    options.arguments = sys.argv[end + 1 :]
     container = buildah("from", options.image)
     try:
         seen = check(options, buildah("mount", container))
@@ -78,9 +80,9 @@ def check(options: argparse.Namespace, root: str) -> dict[str, object]:
     config = json.loads(buildah("inspect", "--type", "image", options.image))["Docker"]["config"]
     os.makedirs(f"{root}/parent", exist_ok=True)  # as an engine makes the mount point
     user, group = config["User"].split(":")
-    command = [*config["Entrypoint"], *config["Cmd"], "--port", str(options.port)]
+    command = [*config["Entrypoint"], *config["Cmd"], "--port", str(options.port), *options.arguments]
     started = time.monotonic()
-    with tempfile.NamedTemporaryFile(prefix="check_cpu_image-", suffix=".log", delete=False) as log:
+    with tempfile.NamedTemporaryFile(prefix="check_image-", suffix=".log", delete=False) as log:
         enter = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-euc", ENTER, "sh"]
         place = [root, options.parent, user, group, "env", "-i", *config["Env"], "HOME=/home/matgptq"]
         server = subprocess.Popen([*enter, *place, *command], stdout=log, stderr=subprocess.STDOUT)
