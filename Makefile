@@ -1,7 +1,7 @@
 PYTHON := .venv/bin/python
 test: export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint types install install-dev clean
+.PHONY: demo test lint types install install-dev release-check clean
 
 demo: install  ## calibrate the example model, serve it at five widths at once, print a table
 	$(PYTHON) examples/demo.py
@@ -21,6 +21,9 @@ install:
 
 install-dev:
 	deploy/install/install.sh dev
+
+release-check: install-dev  ## build wheel and source distribution, check them, run the demo from the wheel
+	deploy/release/check.sh
 
 clean:  ## remove what make demo and make test have made
 	rm -rf .venv .demo

@@ -7,7 +7,7 @@ import os
 from calibrate.evaluate.options import EvaluateOptions
 from calibrate.exchange.options import ExportOptions, ImportOptions
 from calibrate.option_fields import add_arguments, from_namespace
-from calibrate.options import CalibrateOptions, InspectOptions
+from calibrate.options import CalibrateOptions, FetchOptions, InspectOptions
 from calibrate.search.options import SearchOptions
 
 
@@ -18,6 +18,7 @@ def add_verbs(subparsers: argparse._SubParsersAction) -> None:
         ("search", SearchOptions, run_search),
         ("evaluate", EvaluateOptions, run_evaluate),
         ("inspect", InspectOptions, run_inspect),
+        ("fetch", FetchOptions, run_fetch),
         ("import", ImportOptions, run_import),
         ("export", ExportOptions, run_export),
     ):
@@ -75,6 +76,17 @@ def run_inspect(namespace: argparse.Namespace) -> int:
 
     description = describe_parent(options)
     print(json.dumps(description, indent=1) if options.json else as_text(description))
+    return 0
+
+
+def run_fetch(namespace: argparse.Namespace) -> int:
+    """Copy or download the part of a parent that a width needs."""
+    options = from_namespace(FetchOptions, namespace)
+    from calibrate.fetch import fetch
+
+    directory, ours, left_out = fetch(options)
+    held, left = f"{ours / 1e6:,.1f} MB of weights", f"{left_out / 1e6:,.1f} MB left out"
+    print(f"{directory}: {held}, for widths up to {options.max_width}; {left}")
     return 0
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from calibrate.option_fields import DEVICES, check_at_least, check_choices, listed, option
 from matgptq_vllm.core.errors import InputError
 from matgptq_vllm.core.parent import GROUP_SIZES, SLICE_RULE_NAMES
-from matgptq_vllm.core.precision import WIDTHS, check_width
+from matgptq_vllm.core.precision import PARENT_WIDTH, WIDTHS, check_width
 
 METHODS = ("gptq", "rtn")
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
@@ -134,3 +134,16 @@ class InspectOptions:
     model: Path = option("folder of the parent", parse=Path)
     verify: bool = option("read every tensor and compare it with its digest", False)
     json: bool = option("print JSON instead of a table", False)
+
+
+@dataclass(frozen=True)
+class FetchOptions:
+    """Copy or download the part of a parent that a replica of some width reads."""
+
+    model: Path = option("folder of the parent, or its repository on the Hugging Face hub: ORGANIZATION/NAME", parse=Path)
+    out: Path = option("folder to create: a parent of that width", parse=Path)
+    max_width: int = option("widest width that shall be served from it", PARENT_WIDTH, parse=int, choices=WIDTHS)
+    revision: str | None = option("branch, tag or commit of the repository", None)
+
+    def __post_init__(self) -> None:
+        check_choices(self)

@@ -24,7 +24,7 @@ from pathlib import Path
 import httpx
 
 from loadtests.agreement import Answer, Comparison, compare, prompts_of, record
-from loadtests.bench_serve import aligned
+from loadtests.tables import aligned
 
 MODES: Mapping[str, tuple[tuple[str, ...], Mapping[str, str]]] = {
     # Name: arguments and environment of the server.

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from loadtests.bench_serve import aligned
+from loadtests.tables import aligned
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 MIB = 2**20

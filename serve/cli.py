@@ -78,6 +78,7 @@ def run(namespace: argparse.Namespace) -> int:
             "elastic_running": own.elastic_running or None,
             "tenants_file": own.tenants,
             "sweep_seconds": own.sweep_seconds,
+            "drain_seconds": own.drain_seconds,
             "request_log": own.request_log or None,
         }
     )
@@ -168,6 +169,13 @@ def _own_parser() -> argparse.ArgumentParser:
         type=float,
         metavar="S",
         help=f"longest time to measure step times at the first start; 0: none (default: {Settings.sweep_seconds:g})",
+    )
+    parser.add_argument(
+        "--drain-seconds",
+        type=float,
+        metavar="S",
+        help="longest time that answers under way get after SIGTERM, while new requests are refused; 0: none "
+        f"(default: {Settings.drain_seconds:g})",
     )
     parser.add_argument("--request-log", action="store_true", help="write a JSON line per request to standard error")
     parser.add_argument(

@@ -119,3 +119,10 @@ SLO_RESPONSES: dict[int | str, dict[str, Any]] = {
     413: _answer("The body is larger than 4096 bytes", _ERROR),
     501: _answer("The engine is no MatGPTQ replica", _ERROR),
 }
+
+_READY = _object({"ready": {"type": "boolean"}, "problem": _nullable("string")})
+
+READY_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: _answer("The model is loaded, has generated a token, and takes requests", _READY),
+    503: _answer("Not yet, or no more; `problem` says why", _READY),
+}

@@ -1,4 +1,5 @@
-"""vLLM endpoint plugin: installs the middleware, and serves ``GET /v1/precisions``, ``PUT /v1/slo`` and the playground.
+"""vLLM endpoint plugin: installs the middleware, and serves ``GET /v1/precisions``, ``PUT /v1/slo``, ``GET /ready`` and the
+playground.
 
 vLLM calls ``attach_router`` while it builds its application, before it adds its own middleware: what is added here is
 therefore inside authentication. It calls ``init_state`` when the engine runs, before the server listens.
@@ -21,7 +22,8 @@ from matgptq_vllm.core.errors import MatGPTQError, UnsupportedError
 from serve import request_log
 from serve.command import WORKER_CLASS
 from serve.control import Control, EngineLimits, parse_slo
-from serve.endpoint_schemas import PRECISIONS_RESPONSES, SLO_REQUEST, SLO_RESPONSES
+from serve.drain import Drain
+from serve.endpoint_schemas import PRECISIONS_RESPONSES, READY_RESPONSES, SLO_REQUEST, SLO_RESPONSES
 from serve.errors import RequestError, error_body, status_of
 from serve.following import FOLLOW_RPC, Levels
 from serve.latency_cache import LatencyCache, cache_folder
@@ -29,6 +31,7 @@ from serve.measurement import measure
 from serve.metrics import PrecisionMetrics, precision_metrics
 from serve.middleware import SLO_PATH, PrecisionMiddleware, admin_keys
 from serve.playground.route import add_playground
+from serve.readiness import READY_PATH, Readiness
 from serve.replica import REPLICA_RPC, LiveReports, Replica, Report
 from serve.request_body import read_body
 from serve.request_ids import RequestPrecisions, request_precisions
@@ -71,6 +74,8 @@ class PrecisionEndpoints:
         self._control: Control | None = None
         self._live: LiveReports | None = None
         self._following: asyncio.Task[None] | None = None
+        self._drain = Drain(self._settings.drain_seconds)
+        self._readiness = Readiness(self._drain)
 
     def attach_router(self, app: FastAPI) -> None:
         """Add the middleware, the endpoints and the playground to vLLM's application."""
@@ -80,6 +85,7 @@ class PrecisionEndpoints:
             settings=self._settings,
             metrics=self._metrics,
             request_precisions=self._joined,
+            drain=self._drain,
         )
         app.add_api_route(
             PRECISIONS_PATH,
@@ -97,6 +103,14 @@ class PrecisionEndpoints:
             summary="Change what auto aims at",
             responses=SLO_RESPONSES,
             openapi_extra=SLO_REQUEST,
+        )
+        app.add_api_route(
+            READY_PATH,
+            self._ready,
+            methods=["GET"],
+            response_class=JSONResponse,
+            summary="Whether to send requests here",
+            responses=READY_RESPONSES,
         )
         add_playground(app)
         if self._settings.request_log:
@@ -125,6 +139,7 @@ class PrecisionEndpoints:
             logger.warning(
                 "This engine is no MatGPTQ replica (%s); requests with X-Precision are refused", type(error).__name__
             )
+            await self._readiness.loaded(engine_client, None)
             return
         replica = Replica.from_reports(reports, served_names(args))
         cache = LatencyCache(cache_folder(self._settings.latency_cache), cache_key(reports[0], len(reports)))
@@ -133,6 +148,7 @@ class PrecisionEndpoints:
         )
         if control.source == "none" and self._settings.sweep_seconds > 0:
             await measure(engine_client, control, self._settings.sweep_seconds)
+        await self._readiness.loaded(engine_client, replica.catalogue.default)
         control.admission.on_switch = self._metrics.switched
         control.tracker.on_step(lambda *_: self._metrics.model_error(control.model.mean_error or 0.0))
         if control.following is not None:
@@ -157,6 +173,11 @@ class PrecisionEndpoints:
         if self._control is None or self._live is None:
             return _answer(_no_replica())
         return JSONResponse(self._control.to_json(await self._live.get()))
+
+    async def _ready(self) -> JSONResponse:
+        """Whether to send requests to this replica; a load balancer's question."""
+        problem = await self._readiness.problem()
+        return JSONResponse({"ready": problem is None, "problem": problem}, status_code=200 if problem is None else 503)
 
     async def _set_slo(self, request: Request) -> JSONResponse:
         """Change what ``auto`` requests aim at, until the next start. Needs the admin key."""

@@ -7,6 +7,7 @@ from matgptq_vllm.core.errors import InputError, MatGPTQError, UnsupportedError
 
 REJECTIONS = (
     "precision", "model", "header", "body", "too_large", "unsupported", "budget", "budget_unmet", "key", "tenant", "quota",
+    "draining",
 )  # fmt: skip
 """Why a request was refused before it reached vLLM: the values of a metric label, so the list is closed."""
 
@@ -20,6 +21,7 @@ _TYPES = {
     431: "RequestHeaderFieldsTooLargeError",
     500: "InternalServerError",
     501: "NotImplementedError",
+    503: "ServiceUnavailableError",
 }
 
 

@@ -1,39 +1,26 @@
-"""The sweep of serve.sweep through vLLM's own engine client. The other file of this package that needs vLLM, when it runs."""
+"""The sweep of serve.sweep through vLLM's own engine client."""
 
 import logging
 import time
-import uuid
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
-from matgptq_vllm.core.precision import XARGS_KEY
 from serve.control import Control
 from serve.sweep import Sweep
+from serve.trial_request import generate
 
 if TYPE_CHECKING:
     from vllm.engine.protocol import EngineClient
 
 logger = logging.getLogger(__name__)
 
-TOKEN_ID = 1
-"""Of which the prompts consist: their text does not matter."""
-
 
 async def measure(engine_client: "EngineClient", control: Control, seconds: float) -> None:
     """Measure step times before the server listens, and keep them. A failure is logged: the model then learns online."""
-    from vllm import SamplingParams
-
-    async def generate(profile: str, prompt_tokens: int, tokens: int) -> None:
-        parameters = SamplingParams(
-            max_tokens=tokens, min_tokens=tokens, ignore_eos=True, detokenize=False, extra_args={XARGS_KEY: profile}
-        )
-        prompt: Any = {"prompt_token_ids": [TOKEN_ID] * prompt_tokens}
-        async for _ in engine_client.generate(prompt, parameters, f"sweep-{uuid.uuid4().hex}"):
-            pass
-
     started = time.monotonic()
     try:
         max_batch = engine_client.vllm_config.scheduler_config.max_num_seqs
-        whole = await Sweep(control.model.profiles, max_batch, seconds).run(generate, control.tracker)
+        whole = await Sweep(control.model.profiles, max_batch, seconds).run(partial(generate, engine_client), control.tracker)
     except Exception as error:
         # Whatever the engine has against these requests, it may serve others.
         logger.warning("step times could not be measured (%s: %s); they are learned from requests", type(error).__name__, error)

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.budget_headers import budget_request
 from serve.control import Control
+from serve.drain import Drain
 from serve.errors import RequestError, error_body
 from serve.exchange import Exchange
 from serve.metrics import PrecisionMetrics
@@ -57,6 +58,7 @@ class PrecisionMiddleware:
         settings: bounds of one request.
         metrics: counts requests.
         request_precisions: learns the precision of every request in flight.
+        drain: refuses generation requests once the server is about to end, and waits for those under way.
     """
 
     def __init__(
@@ -66,12 +68,14 @@ class PrecisionMiddleware:
         settings: Settings,
         metrics: PrecisionMetrics,
         request_precisions: RequestPrecisions,
+        drain: Drain,
     ):
         self.app = app
         self._control = control
         self._settings = settings
         self._metrics = metrics
         self._request_precisions = request_precisions
+        self._drain = drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Give a generation request its precision; let everything else pass, if it has a key where keys are needed."""
@@ -79,13 +83,18 @@ class PrecisionMiddleware:
             # A socket has neither precision nor quota. Closed before it is accepted: the client gets 403.
             await send({"type": "websocket.close", "code": 1008})
             return
+        if scope["type"] == "lifespan":
+            self._drain.install()
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         path = route_path(scope)
         generates = scope["method"] == "POST" and path in GENERATION_PATHS
+        computes = generates or (scope["method"] == "POST" and path in UNMETERED_PATHS)
         tenant: Tenant | None = None
         try:
+            if computes:
+                self._drain.check()
             if generates or needs_key(path, scope["method"]):
                 tenant = self._tenant(scope)
             if path in UNMETERED_PATHS and self._has_tenants():
@@ -98,10 +107,14 @@ class PrecisionMiddleware:
             log_rejection(scope, error, None if tenant is None else tenant.name)
             await JSONResponse(error_body(error), status_code=error.status, headers=error.headers)(scope, receive, send)
             return
-        if not generates:
+        if not computes:
             await self.app(scope, receive, send)
+        elif not generates:
+            with self._drain.answering():
+                await self.app(scope, receive, send)
         elif exchange is not None:
-            await self._run(exchange)
+            with self._drain.answering():
+                await self._run(exchange)
 
     def _has_tenants(self) -> bool:
         control = self._control()
@@ -133,6 +146,7 @@ class PrecisionMiddleware:
         raw = await read_body(receive, headers, self._settings.max_body_bytes)
         if raw is None:
             return None
+        self._drain.check()  # again: a body may take long to come
         try:
             body = RequestBody.parse(raw)
             selection = select(body.selectors(header), control.replica.catalogue, control.replica.models)

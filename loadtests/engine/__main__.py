@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from loadtests import bench_serve
+from loadtests import tables
 from loadtests.engine import plot, report
 from loadtests.engine.folders import write_parent, write_peer
 from loadtests.engine.measure import Plan
@@ -46,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (given.out / "report.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         (given.out / "report.md").write_text(report.markdown(results), encoding="utf-8")
         plot.draw(results, given.out / "report.png")
-        print(bench_serve.aligned(report.cells(results)))
-        print(bench_serve.aligned(report.ratio_cells(results)))
+        print(tables.aligned(report.cells(results)))
+        print(tables.aligned(report.ratio_cells(results)))
     return int(failed > 0)
 
 

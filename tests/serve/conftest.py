@@ -14,6 +14,7 @@ from matgptq_vllm.core.manifest import Manifest
 from matgptq_vllm.core.parent import ParentSpec
 from matgptq_vllm.core.profile import Profile, profiles_to_json
 from serve.control import Control
+from serve.drain import Drain
 from serve.metrics import PrecisionMetrics
 from serve.middleware import PrecisionMiddleware
 from serve.replica import Replica
@@ -97,7 +98,9 @@ class Harness:
         self.observer = StepObserver()
         settings = settings or Settings()
         self.control: Control | None = Control.of(Replica.from_reports([REPORT], ["tiny"]), settings, self.observer, tenants)
-        self.app = PrecisionMiddleware(self.inner, lambda: self.control, settings, self.metrics, self.joined)
+        self.ended: list[bool] = []
+        self.drain = Drain(settings.drain_seconds, end=lambda: self.ended.append(True))
+        self.app = PrecisionMiddleware(self.inner, lambda: self.control, settings, self.metrics, self.joined, self.drain)
 
     def call(
         self,

@@ -46,7 +46,9 @@ class Running:
     def __init__(self, harness) -> None:
         self.harness = harness
         self.stream = Stream()
-        app = PrecisionMiddleware(self.stream, lambda: harness.control, Settings(), harness.metrics, harness.joined)
+        app = PrecisionMiddleware(
+            self.stream, lambda: harness.control, Settings(), harness.metrics, harness.joined, harness.drain
+        )
         self._server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off"))
         self._thread = threading.Thread(target=self._server.run, daemon=True)
 
