@@ -17,7 +17,7 @@ import yaml
 
 from serve.api_keys import digest_of, new_key
 
-from .replica_server import MODEL_NAME, ReplicaServer, _free_port
+from .replica_server import MODEL_NAME, ReplicaServer, free_port
 
 helm = pytest.importorskip("helm_python", reason="Helm's library is published for x86_64 only")
 
@@ -61,7 +61,7 @@ def prometheus(server: ReplicaServer, tmp_path_factory: pytest.TempPathFactory) 
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["scrape_configs"][0]["static_configs"][0]["targets"] = [server.url.removeprefix("http://")]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [
@@ -157,7 +157,7 @@ def test_the_autoscalers_queries_have_data(server: ReplicaServer, prometheus: st
 
 
 def test_nginx_passes_the_api_as_a_stream_and_nothing_else(server: ReplicaServer, tmp_path: Path) -> None:
-    port = _free_port()
+    port = free_port()
     text = (DEPLOY / "compose" / "nginx.conf").read_text()
     text = text.replace("server server:8000;", f"server {server.url.removeprefix('http://')};")
     text = text.replace("listen 8080;", f"listen 127.0.0.1:{port};").replace("/tmp/", f"{tmp_path}/")

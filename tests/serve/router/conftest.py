@@ -23,7 +23,7 @@ def route(tmp_path: Path) -> Iterator[Callable[..., httpx.Client]]:
 
     def start(slots: int = 32, **replicas: str) -> httpx.Client:
         config = tmp_path / "haproxy.cfg"
-        port, metrics = _free_port(), _free_port()
+        port, metrics = free_port(), free_port()
         named = [word for name, url in replicas.items() for word in ("--replica", f"{name}={url}")]
         addresses = ["--listen", f"127.0.0.1:{port}", "--metrics", f"127.0.0.1:{metrics}"]
         assert main(["route", *named, *addresses, "--slots", str(slots), "--out", str(config)]) == 0
@@ -49,7 +49,7 @@ def route(tmp_path: Path) -> Iterator[Callable[..., httpx.Client]]:
         process.wait(10)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
