@@ -13,6 +13,7 @@ from matgptq_vllm.core.folder_swap import restore_interrupted
 from matgptq_vllm.core.manifest import CONFIG_FILE, MANIFEST_FILE
 from matgptq_vllm.core.parent import ParentSpec
 from matgptq_vllm.core.profile import PROFILES_FILE
+from matgptq_vllm.core.quality import QUALITY_FILE
 
 LOG_FILE = "calibration_log.json"
 
@@ -21,7 +22,7 @@ COMPANION_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
 COMPANION_STEMS = ("LICENSE", "NOTICE")
 
-OWN_FILES = (CONFIG_FILE, MANIFEST_FILE, PROFILES_FILE, LOG_FILE)
+OWN_FILES = (CONFIG_FILE, MANIFEST_FILE, PROFILES_FILE, QUALITY_FILE, LOG_FILE)
 """Files that every folder has of its own."""
 
 

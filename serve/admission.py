@@ -15,8 +15,10 @@ from typing import Any
 from matgptq_vllm.core.precision import AUTO, Catalogue
 from serve.budget import Budget
 from serve.budget_headers import BudgetRequest
-from serve.controller import Controller, Decision
+from serve.controller import Controller, Decision, class_of
 from serve.errors import RequestError
+from serve.following import Following, Group
+from serve.load import Load
 from serve.load_tracker import LoadTracker
 from serve.quotas import Quotas, Ticket
 from serve.request_details import EndedSequence, RequestDetails
@@ -51,6 +53,9 @@ class Admitted:
     finish: Callable[[int], None]
     """To be called once, with the HTTP status, when the answer is over."""
 
+    group: str | None = None
+    """Group whose profile the engine lets it follow; None if it keeps its own."""
+
 
 class Admission:
     """Decides about requests of one replica.
@@ -59,6 +64,7 @@ class Admission:
         slo: what ``auto`` requests without budgets of their own aim at, None if the replica has none.
         floor: narrowest profile that ``auto`` may choose, None for any.
         default_auto: whether requests that name no precision are ``auto`` requests.
+        following: of running requests; None if they keep their profiles.
         quotas: of the tenants.
         order: the profiles, narrow to wide.
         clock: seconds since 1970, for the record of decisions.
@@ -74,6 +80,7 @@ class Admission:
         slo: Budget | None = None,
         floor: str | None = None,
         default_auto: bool = False,
+        following: Following | None = None,
         clock: Callable[[], float] = time.time,
     ):
         self.decisions: deque[dict[str, Any]] = deque(maxlen=MAX_DECISIONS)
@@ -87,6 +94,7 @@ class Admission:
         self._quotas = quotas
         self._order = list(order)
         self._default_auto = default_auto
+        self._following = following
         self._clock = clock
         self._level: int | None = None
 
@@ -98,32 +106,33 @@ class Admission:
                 profile is predicted to meet the budgets.
         """
         selection = self._with_default(selection, asked, tenant)
-        decision: Decision | None = None
-        if selection.reason == AUTO:
-            decision = self._decide(asked, tenant, size)
-            self._note(decision, asked.budget or self.slo)
-            selection = replace(selection, profile=decision.profile, reason=decision.reason)
-        elif tenant is not None:
+        if selection.reason != AUTO and tenant is not None:
             try:
                 tenant.check_allowed(selection.profile)
             except NotAllowedError as error:
                 raise RequestError(str(error), "tenant", status=403, param="X-Precision") from None
-        if decision is None:
+        # Before anything is decided: what a quota refuses is neither load nor demand.
+        bill = None if tenant is None else self._bill(tenant, size)
+        decision: Decision | None = None
+        group: Group | None = None
+        if selection.reason == AUTO:
+            try:
+                decision, group = self._decide(asked, tenant, size)
+            except RequestError as error:
+                if bill is not None:
+                    bill.finish(error.status)
+                raise
+            selection = replace(selection, profile=decision.profile, reason=decision.reason)
+        else:
             self._controller.arrived(size.prompt_tokens)
-        ticket = None
-        if tenant is not None:
-            tokens = size.prompt_tokens + size.sequences * (UNTOLD_TOKENS if size.max_tokens is None else size.max_tokens)
-            admission = self._quotas.admit(tenant, tokens)
-            if not admission.allowed:
-                raise RequestError(
-                    admission.message or "the quota is used up", "quota", status=429, retry_after_s=admission.retry_after_s
-                )
-            ticket = admission.ticket
-        number = self._tracker.begin(selection.profile, size.prompt_tokens)
-        bill = None if ticket is None else _Bill(self._quotas, ticket)
+        flight = self._tracker.begin(selection.profile, size.prompt_tokens, None if group is None else group.follows)
+        if self._following is not None and group is not None:
+            self._following.join(group, flight)
 
         def finish(status: int) -> None:
-            self._tracker.end(number)
+            self._tracker.end(flight)
+            if self._following is not None and group is not None:
+                self._following.leave(group, flight)
             if bill is not None:
                 bill.finish(status)
 
@@ -141,10 +150,21 @@ class Admission:
             predicted_tpot_ms=None if decision is None else decision.predicted_tpot_ms,
             predicted_ttft_ms=None if decision is None else decision.predicted_ttft_ms,
             ended=ended,
+            flight=flight,
         )
-        return Admitted(selection, details, finish)
+        return Admitted(selection, details, finish, None if group is None else group.id)
 
-    def _note(self, decision: Decision, budget: Budget | None) -> None:
+    def _bill(self, tenant: Tenant, size: Size) -> "_Bill":
+        """The request's place in the tenant's quotas; RequestError: 429, they are used up."""
+        tokens = size.prompt_tokens + size.sequences * (UNTOLD_TOKENS if size.max_tokens is None else size.max_tokens)
+        admission = self._quotas.admit(tenant, tokens)
+        if admission.ticket is None:
+            raise RequestError(
+                admission.message or "the quota is used up", "quota", status=429, retry_after_s=admission.retry_after_s
+            )
+        return _Bill(self._quotas, admission.ticket)
+
+    def _note(self, decision: Decision, load: Load) -> None:
         level = self._order.index(decision.profile)
         if self._level is not None and level != self._level and self.on_switch is not None:
             self.on_switch("up" if level > self._level else "down")
@@ -155,8 +175,8 @@ class Admission:
                 "precision": decision.profile,
                 "reason": decision.reason,
                 "predicted_tpot_ms": decision.predicted_tpot_ms,
-                "budget_tpot_ms": None if budget is None else budget.tpot_ms,
-                "running": sum(self._tracker.load().running.values()),
+                "budget_tpot_ms": None if decision.budget is None else decision.budget.tpot_ms,
+                "running": sum(load.running.values()),
             }
         )
 
@@ -171,7 +191,8 @@ class Admission:
             return replace(selection, profile=default, reason="tenant")
         return selection
 
-    def _decide(self, asked: BudgetRequest, tenant: Tenant | None, size: Size) -> Decision:
+    def _decide(self, asked: BudgetRequest, tenant: Tenant | None, size: Size) -> tuple[Decision, Group | None]:
+        """(what an ``auto`` request gets, the group with which it changes)."""
         allowed = self._allowed(tenant)
         floor = self._floor(tenant)
         budget = asked.budget or self.slo
@@ -179,8 +200,11 @@ class Admission:
             # Nothing to aim at: the default, unless the tenant may not use it.
             default = self._catalogue.default
             self._controller.arrived(size.prompt_tokens)
-            return Decision(default if default in allowed else allowed[-1], AUTO, None, None, True)
-        decision = self._controller.decide(budget, self._tracker.load(), size.prompt_tokens, floor, allowed)
+            decision = Decision(default if default in allowed else allowed[-1], AUTO, None, None, True)
+            self._note(decision, self._tracker.load())
+            return decision, None
+        load = self._tracker.load(None if self._following is None else class_of(budget))
+        decision = self._controller.decide(budget, load, size.prompt_tokens, floor, allowed)
         if asked.strict and not decision.meets:
             raise RequestError(
                 f"no precision is predicted to meet the budget: at {decision.profile}, the best of those allowed, a token is "
@@ -190,7 +214,11 @@ class Admission:
                 status=429,
                 retry_after_s=RETRY_AFTER_S,
             )
-        return decision
+        self._note(decision, load)
+        group = None
+        if self._following is not None:
+            group = self._following.group(budget, floor, allowed, decision.profile)
+        return decision, group
 
     def _allowed(self, tenant: Tenant | None) -> list[str]:
         """Profiles that a tenant may use, narrow to wide."""

@@ -13,7 +13,7 @@ from matgptq_vllm.core.errors import InputError, UnsupportedError
 from matgptq_vllm.core.precision import AUTO, PARENT_WIDTH, WIDTHS, Catalogue
 from matgptq_vllm.core.replica import ReplicaOptions
 from matgptq_vllm.core.summary import ParentSummary
-from serve.command import vllm_arguments
+from serve.command import DRAFT_TOKENS, vllm_arguments
 from serve.environment import ALLOWLIST, server_environment
 from serve.settings import Settings, to_env
 from serve.tenant_file import load_tenants
@@ -55,12 +55,17 @@ def run(namespace: argparse.Namespace) -> int:
     own, rest = _own_parser().parse_known_args(namespace.arguments)
     directory, vllm_args = _split_directory(rest)
     default_auto = own.default_precision == AUTO
-    options = ReplicaOptions(max_width=own.max_width, default_precision=None if default_auto else own.default_precision)
+    options = ReplicaOptions(
+        max_width=own.max_width,
+        default_precision=None if default_auto else own.default_precision,
+        graph_widths=_widths(own.graph_widths),
+        draft_width=own.draft_width,
+    )
     profiles = ParentSummary(directory).profiles(options.max_width)
     catalogue = options.catalogue(profiles)
     if own.auto_floor is not None:
         catalogue.resolve(own.auto_floor)
-    arguments = vllm_arguments(directory, vllm_args, options, catalogue.profiles)
+    arguments = vllm_arguments(directory, vllm_args, options, catalogue.profiles, own.draft_tokens)
     points = [point for distribution in distributions() for point in distribution.entry_points]
     environment = server_environment(os.environ, points)
     settings = to_env(
@@ -70,6 +75,7 @@ def run(namespace: argparse.Namespace) -> int:
             "ttft_slo_ms": own.ttft_slo_ms,
             "auto_floor": own.auto_floor,
             "default_auto": default_auto or None,
+            "elastic_running": own.elastic_running or None,
             "tenants_file": own.tenants,
             "sweep_seconds": own.sweep_seconds,
             "request_log": own.request_log or None,
@@ -123,6 +129,20 @@ def _own_parser() -> argparse.ArgumentParser:
         help="profile of requests that ask for none, or `auto` (default: the uniform profile of --max-width)",
     )
     parser.add_argument(
+        "--graph-widths",
+        metavar="R,...",
+        help="widths whose small decode batches get CUDA graphs of their own, if no other width is in them (default: none)",
+    )
+    parser.add_argument(
+        "--draft-width",
+        type=int,
+        metavar="R",
+        help="let the slice of this width draft tokens that the wider slice of a request verifies (default: no drafting)",
+    )
+    parser.add_argument(
+        "--draft-tokens", type=int, metavar="K", help=f"tokens drafted at a time (default: {DRAFT_TOKENS}; needs --draft-width)"
+    )
+    parser.add_argument(
         "--tpot-slo-ms",
         type=float,
         metavar="MS",
@@ -135,6 +155,11 @@ def _own_parser() -> argparse.ArgumentParser:
         help="time to the first token that `auto` requests without a budget of their own aim at",
     )
     parser.add_argument("--auto-floor", metavar="P", help="narrowest profile that `auto` may choose (default: any)")
+    parser.add_argument(
+        "--elastic-running",
+        action="store_true",
+        help="let running `auto` requests change their precision with the load; requests that named theirs keep it",
+    )
     parser.add_argument(
         "--tenants", metavar="FILE", help="YAML file of API keys, what each may ask for and how much; see docs/tenants.md"
     )
@@ -150,6 +175,13 @@ def _own_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
     return parser
+
+
+def _widths(text: str | None) -> tuple[int, ...]:
+    try:
+        return () if text is None else tuple(map(int, text.split(",")))
+    except ValueError:
+        raise InputError(f"--graph-widths is {text!r}; write widths with commas between them, such as 4,8") from None
 
 
 def _split_directory(arguments: Sequence[str]) -> tuple[str, list[str]]:

@@ -8,7 +8,7 @@ from typing import Any
 from matgptq_vllm.core.errors import InputError
 from matgptq_vllm.core.parent import QUANT_METHOD
 from matgptq_vllm.core.precision import alias
-from matgptq_vllm.core.replica import ADDITIONAL_CONFIG_KEY, ReplicaOptions
+from matgptq_vllm.core.replica import ADDITIONAL_CONFIG_KEY, SELF_DRAFT_CLASS, ReplicaOptions
 
 WORKER_CLASS = "matgptq_vllm.compat.worker.MatGPTQWorker"
 SCHEDULER_CLASS = "matgptq_vllm.compat.scheduler.MatGPTQScheduler"
@@ -18,21 +18,33 @@ ADDITIONAL_CONFIG = "--additional-config"
 WORKER = "--worker-cls"
 SCHEDULER = "--scheduler-cls"
 QUANTIZATION = "--quantization"
+SPECULATIVE_CONFIG = "--speculative-config"
 CONFIG_FILE = "--config"
 
 OWNED = {WORKER: ("auto", WORKER_CLASS), SCHEDULER: (SCHEDULER_CLASS,), QUANTIZATION: (QUANT_METHOD,)}
 """vLLM options that a replica decides, and the values with which an operator may repeat that decision."""
 
-READ = (SERVED_NAME, ADDITIONAL_CONFIG, *OWNED)
+READ = (SERVED_NAME, ADDITIONAL_CONFIG, SPECULATIVE_CONFIG, *OWNED)
 """vLLM options that are looked at; every other one passes through."""
 
 
-def vllm_arguments(directory: str, vllm_args: Sequence[str], options: ReplicaOptions, profiles: Sequence[str]) -> list[str]:
+DRAFT_TOKENS = 2
+"""Tokens drafted at a time, unless the operator says otherwise."""
+
+
+def vllm_arguments(
+    directory: str,
+    vllm_args: Sequence[str],
+    options: ReplicaOptions,
+    profiles: Sequence[str],
+    draft_tokens: int | None = None,
+) -> list[str]:
     """The arguments of ``vllm`` that serve the parent in ``directory``.
 
     Args:
         vllm_args: the operator's own arguments of ``vllm serve``, without the model.
         profiles: names of the profiles that the replica holds; each gets an alias of every served name.
+        draft_tokens: tokens drafted at a time where ``options`` have a draft width; None for DRAFT_TOKENS.
 
     Raises:
         InputError: an argument contradicts what makes the server a MatGPTQ replica, or is written in a way that it
@@ -56,6 +68,7 @@ def vllm_arguments(directory: str, vllm_args: Sequence[str], options: ReplicaOpt
         WORKER_CLASS,
         SCHEDULER,
         SCHEDULER_CLASS,
+        *_speculative_config(given[SPECULATIVE_CONFIG], passed, options.draft_width, draft_tokens),
         ADDITIONAL_CONFIG,
         json.dumps({**_additional_config(given[ADDITIONAL_CONFIG]), **options.to_additional_config()}),
     ]
@@ -112,6 +125,24 @@ def _additional_config(text: str | None) -> Mapping[str, Any]:
             "--default-precision"
         )
     return config
+
+
+def _speculative_config(
+    given: str | None, passed: Sequence[str], draft_width: int | None, draft_tokens: int | None
+) -> list[str]:
+    """The option as arguments: the operator's own, or the one for drafting by a narrow slice."""
+    if draft_width is None:
+        if draft_tokens is not None:
+            raise InputError(f"--draft-tokens is {draft_tokens}, but no width is to draft; add --draft-width")
+        return [] if given is None else [SPECULATIVE_CONFIG, given]
+    others = [argument for argument in passed if argument.split("=")[0].split(".")[0].startswith(("--spec", "-sc"))]
+    if given is not None or others:
+        raise InputError(f"{[SPECULATIVE_CONFIG, *others][-1]} and --draft-width exclude each other; leave one out")
+    tokens = DRAFT_TOKENS if draft_tokens is None else draft_tokens
+    if tokens < 1:
+        raise InputError(f"--draft-tokens is {tokens}; draft 1 token or more")
+    config = {"method": "custom_class", "model": SELF_DRAFT_CLASS, "num_speculative_tokens": tokens}
+    return [SPECULATIVE_CONFIG, json.dumps(config)]
 
 
 def _raise(message: str) -> None:

@@ -11,6 +11,7 @@ from serve.admission import Admission
 from serve.budget import Budget
 from serve.controller import Controller
 from serve.errors import RequestError
+from serve.following import Following
 from serve.latency_cache import LatencyCache
 from serve.latency_model import LatencyModel
 from serve.load import StepLoad
@@ -82,6 +83,7 @@ class Control:
     model: LatencyModel
     tracker: LoadTracker
     admission: Admission
+    following: Following | None = None
     tenants: TenantReload | None = None
     cache: LatencyCache | None = None
     source: str = "none"
@@ -109,22 +111,26 @@ class Control:
         slo = None
         if settings.tpot_slo_ms is not None or settings.ttft_slo_ms is not None:
             slo = Budget(settings.tpot_slo_ms, settings.ttft_slo_ms)
+        controller = Controller(
+            model,
+            model.profiles,
+            max_running=limits.max_running,
+            max_batched_tokens=limits.max_batched_tokens,
+            elastic=settings.elastic_running,
+        )
+        following = Following(controller, tracker) if settings.elastic_running else None
         admission = Admission(
             replica.catalogue,
-            Controller(
-                model,
-                model.profiles,
-                max_running=limits.max_running,
-                max_batched_tokens=limits.max_batched_tokens,
-            ),
+            controller,
             tracker,
             Quotas(lambda: NOBODY if tenants is None else tenants.current()),
             model.profiles,
             slo,
             settings.auto_floor,
             settings.default_auto,
+            following,
         )
-        control = cls(replica, settings, model, tracker, admission, tenants, cache, source)
+        control = cls(replica, settings, model, tracker, admission, following, tenants, cache, source)
         tracker.on_step(control._learn)
         observer.listen(tracker.observe)
         return control
@@ -202,5 +208,5 @@ class Control:
         self.model.observe(load, milliseconds)
         if self.source == "none":
             self.source = "online"
-        if self.model.num_observations % STORE_EVERY == 0:
-            self.store_model()
+        if self.cache is not None and self.model.num_observations % STORE_EVERY == 0:
+            self.cache.store_soon(self.model)

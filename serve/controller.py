@@ -9,8 +9,8 @@
 Hysteresis, for each class of budgets (tpot within 2%, ttft within 20%); ``level`` is the widest profile that the class gets:
 
     down    at once, but not within HOLD_S after a switch up
-    up      to what has been the target, even with UP_HEADROOM times as many arrivals, at every decision of the last HOLD_S,
-            but not within HOLD_S after a switch down
+    up      to what has been the target, even with more arrivals, at every look of the last seconds (``Caution``), but not
+            within HOLD_S after a switch down
 
 So between two switches of one class in opposite directions there are at least HOLD_S. Floor and allowed profiles of a request
 only clip the level. Pure: the clock is an argument.
@@ -23,23 +23,41 @@ from dataclasses import dataclass
 
 from matgptq_vllm.core.errors import InputError
 from serve.budget import Budget
-from serve.forecast import Forecast, Times
+from serve.forecast import Forecast, Rates, Times
 from serve.latency_model import LatencyModel
 from serve.load import Load
 
 HOLD_S = 5.0
 """Least time between switches of one class in opposite directions."""
 
-PATIENCE_S = 10.0
-"""How long a step up waits for the widest profile that fits to have done so for HOLD_S, before a narrower one is taken."""
 
-UP_HEADROOM = 1.15
-"""A wider profile must fit even if so many times as many requests come."""
+@dataclass(frozen=True)
+class Caution:
+    """How far decisions trust the forecast."""
+
+    headroom: float
+    """A wider profile must fit even if so many times as many requests come."""
+
+    evidence_s: float
+    """For how long a wider profile must have fitted."""
+
+    patience_s: float
+    """How long a step up waits for the widest profile that fits to have done so, before a narrower one is taken."""
+
+    max_margin: float
+    """Where the learned margin ends."""
+
+
+KEPT = Caution(headroom=1.15, evidence_s=5.0, patience_s=10.0, max_margin=0.6)
+"""Where requests keep their width: a wide one that is running when a burst comes cannot be helped."""
+
+FOLLOWED = Caution(headroom=1.1, evidence_s=3.0, patience_s=5.0, max_margin=0.3)
+"""Where they follow: what was misjudged is soon put right."""
 
 MARGIN = 0.1
 """First margin: predictions must stay so far below a budget, as a share of them."""
 
-MARGINS = (0.02, 0.6)
+MIN_MARGIN = 0.02
 
 MARGIN_RATE = 0.01
 """How far the margin moves with each miss."""
@@ -59,7 +77,7 @@ class Decision:
 
     profile: str
     reason: str
-    """``budget``: predicted to meet the budget; ``best-effort``: not; ``auto``: there is none."""
+    """``budget``: predicted to meet the budget; ``best-effort``: not; ``auto``: there is none (``serve.admission``)."""
 
     predicted_tpot_ms: float | None
     """Without margin; None while nothing is known."""
@@ -84,10 +102,10 @@ class _Class:
 
     down_at: float
     since: list[float]
-    """Of each profile: since when every decision found the target, with UP_HEADROOM, at least as wide; else infinity."""
+    """Of each profile: since when every decision found the target, with headroom, at least as wide; else infinity."""
 
 
-_Key = tuple[int | None, int | None]
+BudgetClass = tuple[int | None, int | None]
 
 
 class Controller:
@@ -96,8 +114,6 @@ class Controller:
     Args:
         model: of the same profiles.
         profiles: narrow to wide.
-        floor: narrowest profile that it chooses, None for any.
-        slo: the budget of requests that bring none, None if there is none.
         clock: monotonic seconds.
         max_running: sequences that the engine runs at most, None for no bound.
         max_batched_tokens: tokens that the engine computes at most in a step.
@@ -108,8 +124,6 @@ class Controller:
         self,
         model: LatencyModel,
         profiles: Sequence[str],
-        floor: str | None = None,
-        slo: Budget | None = None,
         clock: Callable[[], float] = time.monotonic,
         max_running: int | None = None,
         max_batched_tokens: int = 2048,
@@ -123,17 +137,16 @@ class Controller:
 
         self._model = model
         self._index = {name: index for index, name in enumerate(self.profiles)}
-        self._floor = 0 if floor is None else self._position(floor)
-        self._slo = slo
         self._clock = clock
         self._elastic = elastic
         limit = math.inf if max_running is None else max(1, max_running)
-        self._forecast = Forecast(model, clock, limit, max(1, max_batched_tokens), elastic)
-        self._classes: dict[_Key, _Class] = {}
+        self._caution = FOLLOWED if elastic else KEPT
+        self._forecast = Forecast(model, clock, limit, max(1, max_batched_tokens))
+        self._classes: dict[BudgetClass, _Class] = {}
 
     def decide(
         self,
-        budget: Budget | None,
+        budget: Budget,
         load: Load,
         prompt_tokens: int,
         floor: str | None = None,
@@ -142,9 +155,9 @@ class Controller:
         """The profile of an ``auto`` request that arrives now.
 
         Args:
-            budget: of the request; None for the replica's SLO.
-            load: of the engine, without this request.
-            floor: narrowest profile for this request, if that is wider than the replica's.
+            budget: of the request; one without bounds is met by every profile.
+            load: of the engine, without this request; ``following`` are the requests of the same class (``class_of``).
+            floor: narrowest profile for this request, None for any.
             allowed: the profiles that it may get, None for all. Where all are below the floor, it gets the widest of them.
 
         Raises:
@@ -152,14 +165,8 @@ class Controller:
         """
         choices = self._choices(floor, allowed)
         self.arrived(prompt_tokens)
-        budget = self._slo if budget is None else budget
-        if budget is None or (budget.tpot_ms is None and budget.ttft_ms is None):
-            return Decision(self.profiles[choices[-1]], "auto", None, None, True)
-        key, rounded = _class_of(budget)
-        times = [self._forecast.times(name, load, prompt_tokens) for name in self.profiles]
-        busier = [self._forecast.times(name, load, prompt_tokens, UP_HEADROOM) for name in self.profiles]
-        level = self._switch(key, self._target(rounded, times), self._target(rounded, busier))
-        chosen = max((index for index in choices if index <= level), default=choices[0])
+        level, times = self._look(budget, load, prompt_tokens)
+        chosen = _clipped(level, choices)
         tpot, ttft = times[chosen].tpot, times[chosen].ttft
         meets = _within(tpot, budget.tpot_ms) and _within(ttft, budget.ttft_ms)
         reason = "budget" if meets else "best-effort"
@@ -167,12 +174,18 @@ class Controller:
             return Decision(self.profiles[chosen], reason, None, None, meets, budget)
         return Decision(self.profiles[chosen], reason, tpot, ttft, meets, budget)
 
-    def level(self, budget: Budget | None) -> str | None:
-        """The profile that the class of ``budget`` (None: the replica's SLO) is at, floors aside; None before its first
-        decision. Where running requests follow, they follow this."""
-        budget = self._slo if budget is None else budget
-        state = None if budget is None else self._classes.get(_class_of(budget)[0])
-        return None if state is None else self.profiles[state.level]
+    def review(self, budget: Budget, load: Load) -> None:
+        """Look again at the class of ``budget`` while nothing arrives: where running requests follow, they may step too.
+
+        Args:
+            load: as for ``decide``.
+        """
+        self._look(budget, load, 0)
+
+    def profile(self, budget: Budget, floor: str | None = None, allowed: Collection[str] | None = None) -> str | None:
+        """What the class of ``budget`` gets now within ``floor`` and ``allowed``; None before its first decision."""
+        state = self._classes.get(class_of(budget))
+        return None if state is None else self.profiles[_clipped(state.level, self._choices(floor, allowed))]
 
     def arrived(self, prompt_tokens: int) -> None:
         """Take note of a request that arrives now. ``decide`` does it for its own; call it for requests that name their
@@ -192,7 +205,8 @@ class Controller:
         if decision.budget is None or decision.budget.tpot_ms is None:
             return
         missed = tpot_ms > decision.budget.tpot_ms
-        self.margin = min(max(self.margin + MARGIN_RATE * (missed - MISSES), MARGINS[0]), MARGINS[1])
+        moved = self.margin + MARGIN_RATE * (missed - MISSES)
+        self.margin = min(max(moved, MIN_MARGIN), self._caution.max_margin)
 
     def _position(self, profile: str) -> int:
         if profile not in self._index:
@@ -201,29 +215,42 @@ class Controller:
 
     def _choices(self, floor: str | None, allowed: Collection[str] | None) -> list[int]:
         """Indices that the request may get, narrow to wide; at least one."""
-        lowest = self._floor if floor is None else max(self._floor, self._position(floor))
+        lowest = 0 if floor is None else self._position(floor)
         indices = [index for index, name in enumerate(self.profiles) if allowed is None or name in allowed]
         if not indices:
             raise InputError(f"none of the allowed profiles {list(allowed or ())} is held; held are {', '.join(self.profiles)}")
         return [index for index in indices if index >= lowest] or indices[-1:]
 
-    def _target(self, budget: Budget, times: Sequence[Times]) -> int:
+    def _look(self, budget: Budget, load: Load, prompt_tokens: int) -> tuple[int, list[Times]]:
+        """(level of the class after this look, times at each profile)."""
+        rounded = _on_grid(budget)
+        caution = self._caution
+        rates = self._forecast.rates()
+        times = [self._forecast.times(name, load, prompt_tokens, rates.now) for name in self.profiles]
+        more = self._forecast.rates(caution.headroom)
+        busier = [self._forecast.times(name, load, prompt_tokens, more.now) for name in self.profiles]
+        return self._switch(class_of(budget), self._target(rounded, times, rates), self._target(rounded, busier, more)), times
+
+    def _target(self, budget: Budget, times: Sequence[Times], rates: Rates) -> int:
         """Index of the profile for now, hysteresis aside."""
         margin = 1 + self.margin
         timely = [index for index, at in enumerate(times) if _within(at.ttft * margin, budget.ttft_ms)]
         fits = [index for index in timely if _within(times[index].tpot * margin, budget.tpot_ms)]
         if self._elastic or budget.tpot_ms is None:
             return max(fits, default=0)
-        settles = [index for index in timely if times[index].settled * margin <= budget.tpot_ms]
-        safe = max((index for index in settles if times[index].busy * margin <= budget.tpot_ms), default=0)
-        good = [index for index in fits if index in settles and (index <= safe or self._retreats(index, safe, budget.tpot_ms))]
+        limit = budget.tpot_ms / margin
+        settles = [index for index in timely if self._forecast.settled(self.profiles[index], rates.now) <= limit]
+        holds = [index for index in settles if self._forecast.settled(self.profiles[index], rates.busy) <= limit]
+        safe = max(holds, default=0)
+
+        def retreats(wide: int) -> bool:
+            """Whether a burst that finds the engine at ``wide`` can be met at ``safe``."""
+            return self._forecast.mixed(self.profiles[wide], self.profiles[safe], rates.busy) <= limit * margin
+
+        good = [index for index in fits if index in settles and (index <= safe or retreats(index))]
         return max(good, default=safe or max(settles, default=0))
 
-    def _retreats(self, wide: int, safe: int, tpot_ms: float) -> bool:
-        """Whether a burst that finds the engine at ``wide`` can be met at ``safe``."""
-        return self._forecast.mixed(self.profiles[wide], self.profiles[safe]) <= tpot_ms
-
-    def _switch(self, key: _Key, target: int, roomy: int) -> int:
+    def _switch(self, key: BudgetClass, target: int, roomy: int) -> int:
         """The class's level after this decision."""
         now = self._clock()
         state = self._classes.get(key)
@@ -237,17 +264,25 @@ class Controller:
         elif now - state.down_at >= HOLD_S:
             wider = [since for since in state.since[state.level + 1 :] if since < math.inf]
             # The widest that fits is worth a wait: each switch makes batches mixed, and mixed batches slow, for a while.
-            if wider and now - wider[0] >= HOLD_S and (now - wider[-1] >= HOLD_S or now - wider[0] >= PATIENCE_S):
-                state.level = max(index for index, since in enumerate(state.since) if now - since >= HOLD_S)
+            evidence, patience = self._caution.evidence_s, self._caution.patience_s
+            if wider and now - wider[0] >= evidence and (now - wider[-1] >= evidence or now - wider[0] >= patience):
+                state.level = max(index for index, since in enumerate(state.since) if now - since >= evidence)
                 state.up_at = now
         return state.level
 
 
-def _class_of(budget: Budget) -> tuple[_Key, Budget]:
-    """The class that a budget belongs to, and a budget on the class's grid that is never looser."""
-    tpot_key, tpot = _rounded(budget.tpot_ms, *TPOT_GRID)
-    ttft_key, ttft = _rounded(budget.ttft_ms, *TTFT_GRID)
-    return (tpot_key, ttft_key), Budget(tpot, ttft)
+def class_of(budget: Budget) -> BudgetClass:
+    """The class that a budget belongs to: its places on the grids."""
+    return _rounded(budget.tpot_ms, *TPOT_GRID)[0], _rounded(budget.ttft_ms, *TTFT_GRID)[0]
+
+
+def _on_grid(budget: Budget) -> Budget:
+    """The budget of the whole class, never looser."""
+    return Budget(_rounded(budget.tpot_ms, *TPOT_GRID)[1], _rounded(budget.ttft_ms, *TTFT_GRID)[1])
+
+
+def _clipped(level: int, choices: Sequence[int]) -> int:
+    return max((index for index in choices if index <= level), default=choices[0])
 
 
 def _rounded(value: float | None, first: float, ratio: float, count: int) -> tuple[int | None, float | None]:

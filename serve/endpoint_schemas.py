@@ -47,6 +47,7 @@ _PRECISION = _object(
         "default": {"type": "boolean"},
         "average_bits": _nullable("number"),
         "bytes_per_weight": _nullable("number"),
+        "perplexity": _nullable("number"),
         "models": {"type": "array", "items": {"type": "string"}},
         "step_ms": {"type": "object", "additionalProperties": _nullable("number")},
     }

@@ -4,6 +4,7 @@ vLLM calls ``attach_router`` while it builds its application, before it adds its
 therefore inside authentication. It calls ``init_state`` when the engine runs, before the server listens.
 """
 
+import asyncio
 import logging
 import os
 import sys
@@ -22,6 +23,7 @@ from serve.command import WORKER_CLASS
 from serve.control import Control, EngineLimits, parse_slo
 from serve.endpoint_schemas import PRECISIONS_RESPONSES, SLO_REQUEST, SLO_RESPONSES
 from serve.errors import RequestError, error_body, status_of
+from serve.following import FOLLOW_RPC, Levels
 from serve.latency_cache import LatencyCache, cache_folder
 from serve.measurement import measure
 from serve.metrics import PrecisionMetrics, precision_metrics
@@ -68,6 +70,7 @@ class PrecisionEndpoints:
         self._observer = step_observer() if observer is None else observer
         self._control: Control | None = None
         self._live: LiveReports | None = None
+        self._following: asyncio.Task[None] | None = None
 
     def attach_router(self, app: FastAPI) -> None:
         """Add the middleware, the endpoints and the playground to vLLM's application."""
@@ -132,6 +135,12 @@ class PrecisionEndpoints:
             await measure(engine_client, control, self._settings.sweep_seconds)
         control.admission.on_switch = self._metrics.switched
         control.tracker.on_step(lambda *_: self._metrics.model_error(control.model.mean_error or 0.0))
+        if control.following is not None:
+
+            async def follow(levels: Levels) -> object:
+                return await engine_client.collective_rpc(FOLLOW_RPC, args=(dict(levels),))
+
+            self._following = asyncio.create_task(control.following.run(follow))
         self._control = control
         self._live = LiveReports(fetch, self._settings.rpc_timeout_ms / 1000)
         self._joined.enabled = True

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from matgptq_vllm.core.precision import FOLLOW_BLOCK
 from serve.arrivals import ArrivalRate
 from serve.latency_model import LatencyModel
 from serve.load import Load, StepLoad
@@ -32,17 +33,20 @@ MAX_PROMPT_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
+class Rates:
+    """Requests per millisecond, as believed at one moment."""
+
+    now: float
+    busy: float
+    """In bursts."""
+
+
+@dataclass(frozen=True, slots=True)
 class Times:
     """Predicted milliseconds at one profile."""
 
     tpot: float
     """Per output token of the request."""
-
-    settled: float
-    """Per output token, once as many requests end as come, all at this profile."""
-
-    busy: float
-    """As ``settled``, at the rate of bursts."""
 
     ttft: float
 
@@ -54,17 +58,13 @@ class Forecast:
         clock: monotonic seconds.
         max_running: sequences that the engine runs at most; may be infinite.
         max_batched_tokens: tokens that the engine computes at most in a step.
-        elastic: running requests change to the profile of those that come.
     """
 
-    def __init__(
-        self, model: LatencyModel, clock: Callable[[], float], max_running: float, max_batched_tokens: int, elastic: bool
-    ) -> None:
+    def __init__(self, model: LatencyModel, clock: Callable[[], float], max_running: float, max_batched_tokens: int) -> None:
         self._model = model
         self._arrivals = ArrivalRate(clock)
         self._max_running = max_running
         self._max_batched = max_batched_tokens
-        self._elastic = elastic
         self._prompts = self._outputs = 0
         self._prompt_tokens = 0.0
         self._output_tokens = FIRST_OUTPUT_TOKENS
@@ -84,52 +84,74 @@ class Forecast:
         self._output_tokens += rate * (tokens - self._output_tokens)
         self._square_tokens += rate * (tokens**2 - self._square_tokens)
 
-    def times(self, profile: str, load: Load, prompt_tokens: int, more: float = 1.0) -> Times:
+    def rates(self, factor: float = 1.0) -> Rates:
+        """The rates of arrivals, for the forecasts of one moment; both times ``factor``."""
+        now = self._arrivals.quantile(RATE_LEVEL) / 1e3 * factor
+        return Rates(now, max(now, self._arrivals.busy(BUSY_LEVEL) / 1e3 * factor))
+
+    def times(self, profile: str, load: Load, prompt_tokens: int, rate: float) -> Times:
         """What a request that arrives now sees if it and all that follow get ``profile``.
 
         Args:
-            load: of the engine, without the request.
-            more: factor on the rates of arrivals.
+            load: of the engine, without the request. Those ``following`` go to ``profile`` with it.
+            rate: of the requests that come, per millisecond.
         """
-        rate = self._arrivals.quantile(RATE_LEVEL) / 1e3 * more
-        busy = max(rate, self._arrivals.busy(BUSY_LEVEL) / 1e3 * more)
-        running = {name: float(count) for name, count in load.running.items() if count > 0}
-        total = sum(running.values())
-        context = load.context_tokens / total if total else self._prompt_tokens + self._output_tokens / 2
-        if self._elastic:
-            running = {profile: total}
+        total = float(sum(load.running.values()))
+        context = load.context_tokens / total if total else self._context
+        moving = {name: float(count) for name, count in load.following.items() if name != profile and count > 0}
+        staying = {name: float(count - moving.get(name, 0)) for name, count in load.running.items()}
+        running = {name: count for name, count in staying.items() if count > 0} | {
+            name: staying.get(name, 0.0) + count for name, count in moving.items()
+        }
+        staying[profile] = staying.get(profile, 0.0) + load.waiting
         return Times(
-            self._tpot(profile, {**running, profile: running.get(profile, 0.0) + load.waiting}, rate, context),
-            self._settled((profile,), rate, context),
-            self._settled((profile,), busy, context),
+            self._tpot(profile, staying, moving, rate, context),
             self._ttft(profile, running, load, prompt_tokens),
         )
 
-    def mixed(self, wide: str, narrow: str) -> float:
-        """Milliseconds per step while a burst comes in at ``narrow`` and a last request still runs at ``wide``."""
-        rate = max(self._arrivals.busy(BUSY_LEVEL), self._arrivals.quantile(RATE_LEVEL)) / 1e3
-        return self._settled((narrow, wide), rate, self._prompt_tokens + self._output_tokens / 2)
+    def settled(self, profile: str, rate: float) -> float:
+        """Milliseconds per step once as many requests end as come at ``rate`` per millisecond, all at ``profile``."""
+        return self._settled((profile,), rate)
 
-    def _tpot(self, profile: str, others: dict[str, float], rate: float, context: float) -> float:
+    def mixed(self, wide: str, narrow: str, rate: float) -> float:
+        """Milliseconds per step while requests come in at ``narrow`` and a last one still runs at ``wide``."""
+        return self._settled((narrow, wide), rate)
+
+    @property
+    def _context(self) -> float:
+        """Tokens that a sequence attends to, on average over its life."""
+        return self._prompt_tokens + self._output_tokens / 2
+
+    def _tpot(
+        self, profile: str, staying: Mapping[str, float], moving: Mapping[str, float], rate: float, context: float
+    ) -> float:
+        """Mean step time over a request's life at ``profile``, beside sequences that stay at their profiles and others that
+        move to its own, each when its block ends."""
         per_piece = self._output_tokens / PIECES
         # Those that run still have, by renewal theory, half of the mean square over the mean to go.
-        staying = math.exp(-per_piece * 2 * self._output_tokens / self._square_tokens)
+        kept = math.exp(-per_piece * 2 * self._output_tokens / self._square_tokens)
         lengthened = 1 - self._prompt_share(profile, rate)
-        elapsed = 0.0
-        for _ in range(PIECES):
-            tokens = {**others, profile: others[profile] + 1}
+        elapsed = came = 0.0
+        alive = 1.0
+        for piece in range(PIECES):
+            unmoved = max(0.0, 1 - (piece + 0.5) * per_piece / FOLLOW_BLOCK) * alive
+            tokens = {name: count * alive for name, count in staying.items() if count > 0}
+            tokens[profile] = tokens.get(profile, 0.0) + came + 1
+            for name, count in moving.items():
+                tokens[name] = tokens.get(name, 0.0) + count * unmoved
+                tokens[profile] += count * (alive - unmoved)
             excess = max(1.0, sum(tokens.values()) / self._max_running)
             tokens = {name: count / excess for name, count in tokens.items()}
             step = self._model.step_ms(StepLoad(tokens, {}, context * sum(tokens.values()))) / lengthened
             elapsed += step
-            others = {name: count * staying for name, count in others.items()}
-            others[profile] += rate * step * per_piece
+            alive *= kept
+            came = came * kept + rate * step * per_piece
         return elapsed / PIECES
 
-    def _settled(self, profiles: tuple[str, ...], rate: float, context: float) -> float:
+    def _settled(self, profiles: tuple[str, ...], rate: float) -> float:
         """Step time where as many sequences end as come, step = fixed + each * (rate * output tokens * step), of requests at
         the first of ``profiles``, with one sequence at each of the others."""
-        alone = dict.fromkeys(profiles, 1.0)
+        alone, context = dict.fromkeys(profiles, 1.0), self._context
         one = self._model.step_ms(StepLoad(alone, {}, context * len(alone)))
         two = self._model.step_ms(StepLoad({**alone, profiles[0]: 2.0}, {}, context * (len(alone) + 1)))
         each = two - one

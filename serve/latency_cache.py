@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,11 +51,21 @@ class LatencyCache:
         return True
 
     def store(self, model: LatencyModel) -> None:
+        """Replace what is stored."""
+        self.write(model.to_json())
+
+    def store_soon(self, model: LatencyModel) -> threading.Thread:
+        """As ``store``, of the model as it is now, but written in another thread: an event loop does not wait for a disk."""
+        writer = threading.Thread(target=self.write, args=(model.to_json(),), name="latency-cache")
+        writer.start()
+        return writer
+
+    def write(self, document: Mapping[str, object]) -> None:
         """Replace what is stored, in one step. A failure is logged: a server does not stop for its cache."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=self.path.parent, delete=False) as file:
-                json.dump({"key": self._key, "model": model.to_json()}, file)
+                json.dump({"key": self._key, "model": document}, file)
             os.replace(file.name, self.path)
         except OSError as error:
             logger.warning("step times cannot be kept in %s: %s", self.path, error)

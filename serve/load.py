@@ -20,6 +20,9 @@ class Load:
     context_tokens: int = 0
     """Tokens whose keys and values running sequences attend to."""
 
+    following: Mapping[str, int] = field(default_factory=dict)
+    """Those of ``running`` that would go to another profile with the request that is looked at."""
+
 
 @dataclass(frozen=True)
 class StepLoad:

@@ -141,7 +141,7 @@ class PrecisionMiddleware:
         identity = identify(route_path(scope), headers, body.request_id)
         admitted = control.admission.admit(selection, asked, tenant, body.size(len(raw)))
         try:
-            rewritten = body.rewritten(admitted.selection, identity.new_field)
+            rewritten = body.rewritten(admitted.selection, identity.new_field, admitted.group)
         except RecursionError:
             # Writing takes more of the stack than reading: what could just be read may fail here.
             admitted.finish(400)

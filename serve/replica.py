@@ -31,6 +31,9 @@ class Replica:
     bytes_per_weight: Mapping[str, float]
     """Profile -> bytes read per weight, scales included."""
 
+    perplexity: Mapping[str, float]
+    """Profile -> perplexity, of those that the parent's evaluation report has."""
+
     models: tuple[str, ...]
     """Names under which the model is served, aliases left out."""
 
@@ -49,6 +52,7 @@ class Replica:
                     str(report["slice_rule"]),
                     dict(report["average_bits"]),
                     dict(report["bytes_per_weight"]),
+                    dict(report.get("perplexity", {})),
                 )
                 for report in reports
             ]
@@ -73,6 +77,7 @@ class Replica:
                 "default": name == self.catalogue.default,
                 "average_bits": self.average_bits.get(name),
                 "bytes_per_weight": self.bytes_per_weight.get(name),
+                "perplexity": self.perplexity.get(name),
                 "models": [alias(model, name) for model in self.models],
             }
             for name in self.catalogue.profiles

@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.types import Receive
 
-from matgptq_vllm.core.precision import XARGS_KEY
+from matgptq_vllm.core.precision import GROUP_KEY, XARGS_KEY, salt_of_precision
 from serve.admission import Size
 from serve.errors import RequestError
 from serve.json_object import JsonObject
@@ -21,8 +21,10 @@ MAX_SAMPLES = 128
 XARGS_FIELD = "vllm_xargs"
 REQUEST_ID_FIELD = "request_id"
 MODEL_FIELD = "model"
+SALT_FIELD = "cache_salt"
+BEAM_SEARCH_FIELD = "use_beam_search"
 
-SINGLE_FIELDS = (BODY_FIELD, XARGS_FIELD, MODEL_FIELD, REQUEST_ID_FIELD)
+SINGLE_FIELDS = (BODY_FIELD, XARGS_FIELD, MODEL_FIELD, REQUEST_ID_FIELD, SALT_FIELD, BEAM_SEARCH_FIELD)
 """Fields that decide something here and must not be there twice: parsers disagree about which one counts."""
 
 
@@ -51,6 +53,10 @@ class RequestBody:
             xargs = document.nested(XARGS_FIELD)
             if xargs is None:
                 raise RequestError(f"{XARGS_FIELD} must be an object", "body", param=XARGS_FIELD)
+            if xargs.get(GROUP_KEY) is not None or xargs.repeated([GROUP_KEY]):
+                raise RequestError(
+                    f"{XARGS_FIELD}.{GROUP_KEY} is the server's own; leave it out", "body", param=f"{XARGS_FIELD}.{GROUP_KEY}"
+                )
             repeated += [f"{XARGS_FIELD}.{key}" for key in xargs.repeated([XARGS_KEY])]
         if repeated:
             raise RequestError(f"the request body has {repeated[0]!r} more than once; send it once", "body", param=repeated[0])
@@ -81,12 +87,25 @@ class RequestBody:
         samples = samples if isinstance(samples, int) and not isinstance(samples, bool) and 0 < samples <= MAX_SAMPLES else 1
         return Size(max(1, num_bytes // BYTES_PER_TOKEN), max(given) if given else None, prompts * samples)
 
-    def rewritten(self, selection: Selection, request_id: str | None = None) -> bytes:
-        """The body that asks vLLM for ``selection``; with ``request_id``, if given, as the field of that name."""
-        xargs = self.document.get(XARGS_FIELD) or {}
-        replacements: dict[str, Any] = {XARGS_FIELD: {**xargs, XARGS_KEY: selection.profile}}
+    def rewritten(self, selection: Selection, request_id: str | None = None, group: str | None = None) -> bytes:
+        """The body that asks vLLM for ``selection``.
+
+        Args:
+            request_id: value of the field of that name, if one is to be written.
+            group: whose profile the request is to follow, None if it keeps its own.
+        """
+        xargs = {**(self.document.get(XARGS_FIELD) or {}), XARGS_KEY: selection.profile}
+        xargs.pop(GROUP_KEY, None)
+        if group is not None:
+            xargs[GROUP_KEY] = group
+        replacements: dict[str, Any] = {XARGS_FIELD: xargs}
         if selection.model is not None:
             replacements[MODEL_FIELD] = selection.model
+        if self.document.get(BEAM_SEARCH_FIELD):
+            # vLLM's beam search drops the xargs and keeps the salt. A salt of the wrong type is vLLM's to refuse.
+            salt = self.document.get(SALT_FIELD)
+            if salt is None or isinstance(salt, str):
+                replacements[SALT_FIELD] = salt_of_precision(selection.profile, salt)
         if request_id is not None:
             replacements[REQUEST_ID_FIELD] = request_id
         return self.document.with_members(replacements, removed=(BODY_FIELD,)).encode("utf-8")

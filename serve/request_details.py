@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from serve.flight import Flight
+
 
 @dataclass(frozen=True)
 class EndedSequence:
@@ -32,6 +34,9 @@ class RequestDetails:
 
     predicted_tpot_ms: float | None = None
     predicted_ttft_ms: float | None = None
+
+    flight: Flight | None = None
+    """The request in flight, and after it what it took; None if that is not followed."""
 
     ended: Callable[[EndedSequence], None] | None = None
     """Called once per finished sequence. Sequences that a client abandons never finish."""

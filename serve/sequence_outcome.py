@@ -17,7 +17,8 @@ def observe_outcome(
     if details is None:
         metrics.sequence_finished(precision, sequence)
         return
-    metrics.sequence_finished(precision, sequence, details.reason)
+    generated = None if details.flight is None else details.flight.split(sequence.num_generation_tokens)
+    metrics.sequence_finished(precision, sequence, details.reason, generated)
     times = (
         ("tpot", details.budget_tpot_ms, details.predicted_tpot_ms, sequence.time_per_output_token),
         ("ttft", details.budget_ttft_ms, details.predicted_ttft_ms, sequence.time_to_first_token),
@@ -30,7 +31,9 @@ def observe_outcome(
         if predicted_ms is not None:
             metrics.predicted(precision, predicted_ms / 1000, actual_s, budget)
     if details.tenant is not None:
-        metrics.tenant_tokens(details.tenant, precision, sequence.num_prompt_tokens, sequence.num_generation_tokens)
+        metrics.tenant_tokens(
+            details.tenant, precision, sequence.num_prompt_tokens, generated or {precision: sequence.num_generation_tokens}
+        )
     if details.ended is not None:
         seconds = sequence.time_per_output_token
         tpot_ms = None if seconds is None else seconds * 1000

@@ -40,6 +40,9 @@ class Settings:
     default_auto: bool = False
     """Whether requests that name no precision are `auto` requests."""
 
+    elastic_running: bool = False
+    """Whether running `auto` requests change their precision with the load."""
+
     tenants_file: str | None = None
     """YAML file of API keys and what each may ask for; unset, there are no tenants."""
 

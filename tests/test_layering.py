@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 
 CORE = "matgptq_vllm.core"
 PLAIN_CORE = tuple(
-    f"{CORE}.{name}" for name in ("errors", "folder_swap", "manifest", "parent", "precision", "profile", "replica", "summary")
+    f"{CORE}.{name}"
+    for name in ("errors", "folder_swap", "manifest", "parent", "precision", "profile", "quality", "replica", "summary")
 )
 """The part of core that needs the standard library only, so that HTTP and command-line code can use it."""
 
@@ -28,6 +29,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(PLAIN_CORE, PLAIN_CORE),
     CORE: (CORE, "torch", "safetensors"),
     "matgptq_vllm.kernels": (CORE, "matgptq_vllm.kernels", "torch", "triton"),
+    "matgptq_vllm.kernels.compile_ahead": (CORE, "matgptq_vllm.kernels", "filelock", "torch", "triton"),
     "matgptq_vllm.kernels.bench": (CORE, "matgptq_vllm.kernels", "torch"),
     "matgptq_vllm.kernels.tables": (*PLAIN_CORE, "matgptq_vllm.kernels.config"),
     "matgptq_vllm.kernels.tune": (CORE, "matgptq_vllm.kernels", "torch"),
@@ -44,8 +46,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         CORE, "matgptq_vllm.engine", "matgptq_vllm.compat", "huggingface_hub", "numpy", "packaging", "torch", "vllm",
     ),
     "matgptq_vllm.plugin": (
-        CORE, "matgptq_vllm.kernels.capability", "matgptq_vllm.kernels.ops", "matgptq_vllm.kernels.resident",
-        "matgptq_vllm.engine", "matgptq_vllm.compat", "matgptq_vllm.plugin", "torch", "vllm",
+        CORE, "matgptq_vllm.kernels.capability", "matgptq_vllm.kernels.compile_ahead", "matgptq_vllm.kernels.ops",
+        "matgptq_vllm.kernels.resident", "matgptq_vllm.engine", "matgptq_vllm.compat", "matgptq_vllm.plugin", "torch", "vllm",
     ),
     "calibrate": (
         CORE, "calibrate", "matgptq_vllm.__init__", "numpy", "safetensors", "torch", "tqdm", "transformers", "datasets",
@@ -78,6 +80,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "loadtests.server": (f"{CORE}.errors", "loadtests", "httpx", "prometheus_client"),
     "loadtests.watch": (f"{CORE}.errors", "loadtests", "httpx", "numpy", "psutil"),
     "loadtests.statistics": ("loadtests", "numpy"),
+    "loadtests.engine": (*PLAIN_CORE, "loadtests", "matplotlib"),
+    "loadtests.engine.measure": (*PLAIN_CORE, "loadtests.engine", "torch", "vllm"),
+    "loadtests.engine.worker": ("torch",),
+    "loadtests.timeline": ("loadtests", "httpx", "matplotlib"),
+    "loadtests.soak": ("loadtests", "torch", "vllm"),
     "loadtests.simulation": ("loadtests", "serve", "matplotlib"),
 }  # fmt: skip
 

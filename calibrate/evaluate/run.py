@@ -25,6 +25,7 @@ from calibrate.model_card import write_quality
 from matgptq_vllm.core.checkpoint import ParentReader
 from matgptq_vllm.core.errors import InputError
 from matgptq_vllm.core.manifest import CONFIG_FILE, MANIFEST_FILE
+from matgptq_vllm.core.quality import QUALITY_FILE
 
 
 def run_evaluation(options: EvaluateOptions) -> Report:
@@ -48,6 +49,7 @@ def run_evaluation(options: EvaluateOptions) -> Report:
         write_report(report, options.out, plot=is_parent and bool(report.results))
     if options.update_card:
         write_quality(options.model, quality_section(report))
+        (options.model / QUALITY_FILE).write_text(as_json(_portable(report)) + "\n", encoding="utf-8")
     return report
 
 
@@ -58,6 +60,13 @@ def write_report(report: Report, directory: Path, plot: bool) -> None:
     (directory / "report.md").write_text(as_markdown(report, plot), encoding="utf-8")
     if plot:
         draw(report, directory / PLOT_FILE)
+
+
+def _portable(report: Report) -> Report:
+    """The report with names in place of paths: it travels with the parent."""
+    text = None if report.text is None else Path(report.text).name
+    original = None if report.original_model is None else Path(report.original_model).name
+    return replace(report, model=Path(report.model).name, text=text, original_model=original)
 
 
 def _check(options: EvaluateOptions, is_parent: bool) -> None:

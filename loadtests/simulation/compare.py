@@ -8,8 +8,9 @@ from typing import Any
 from loadtests.simulation.engine import CPU, GPU, WIDTHS, Hardware
 from loadtests.simulation.oracle import plan
 from loadtests.simulation.policies import Controlled, Fixed, Plan, Run, serve
-from loadtests.simulation.trace import Arrival, Traffic, draw
+from loadtests.simulation.trace import Traffic, draw
 from serve.budget import Budget
+from serve.controller import HOLD_S
 
 TARGET_SHARE = 0.95
 """Share of requests that are to meet the budget; the oracle is asked for no more."""
@@ -44,7 +45,7 @@ class Outcome:
     """Mean width at admission, each request counting once."""
 
     switches: int
-    """How often a request got another width than the one before it."""
+    """How often the policy changed the width."""
 
     least_reversal_s: float | None
     """Least time between switches in opposite directions that follow one another; None if there are none."""
@@ -53,13 +54,14 @@ class Outcome:
 
 
 def compare(
-    scenario: Scenario, seconds: float, seed: int, elastic: bool, oracle: bool
+    scenario: Scenario, seconds: float, seed: int, elastic: bool, oracle: bool, hold_s: float = HOLD_S
 ) -> tuple[dict[str, Any], dict[str, Run]]:
     """(document, runs by policy) of one trace.
 
     Args:
         elastic: whether running requests follow the controller's, or the oracle's, width.
-        oracle: whether to search for the oracle's plan, which takes a minute for each 300 s of trace.
+        oracle: whether to search for the oracle's plan, which takes minutes.
+        hold_s: least time between switches in opposite directions in the oracle's plan.
     """
     trace = draw(scenario.traffic, seconds, seed)
     hardware = scenario.hardware
@@ -67,7 +69,7 @@ def compare(
     runs = {f"fixed {width}": serve(trace, hardware, Fixed(width), seed) for width in WIDTHS}
     runs["controller"] = serve(trace, hardware, controlled, seed, elastic)
     if oracle:
-        planned = plan(trace, hardware, scenario.tpot_ms, seed, TARGET_SHARE, elastic)
+        planned = plan(trace, hardware, scenario.tpot_ms, seed, TARGET_SHARE, elastic, hold_s)
         runs["oracle"] = serve(trace, hardware, Plan(planned.starts_s, planned.widths), seed, elastic)
     outcomes = {name: outcome(run, scenario.tpot_ms) for name, run in runs.items()}
     document: dict[str, Any] = {
@@ -90,7 +92,7 @@ def outcome(run: Run, tpot_ms: float) -> Outcome:
     """The measures of one run."""
     requests = run.requests
     ttft = sorted(served.ttft_ms for served in requests)
-    switches = switches_of([served.arrival for served in requests], run.admitted)
+    switches = switches_of(run.levels)
     gaps = [later - earlier for (earlier, up), (later, other) in pairwise(switches) if up != other]
     return Outcome(
         met=sum(served.tpot_ms <= tpot_ms for served in requests) / len(requests),
@@ -102,7 +104,6 @@ def outcome(run: Run, tpot_ms: float) -> Outcome:
     )
 
 
-def switches_of(arrivals: Sequence[Arrival], widths: Sequence[int]) -> list[tuple[float, bool]]:
-    """(seconds, whether to a wider one) of each request that got another width than the one before it."""
-    pairs = zip(arrivals[1:], pairwise(widths), strict=True)
-    return [(arrival.at_s, after > before) for arrival, (before, after) in pairs if after != before]
+def switches_of(levels: Sequence[tuple[float, int]]) -> list[tuple[float, bool]]:
+    """(seconds, whether to a wider one) of each change of the level."""
+    return [(at, after > before) for (_, before), (at, after) in pairwise(levels) if after != before]

@@ -11,6 +11,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 from loadtests.simulation.trace import Arrival
 
@@ -18,6 +19,12 @@ WIDTHS = (2, 3, 4, 6, 8)
 
 PAD = 4
 """Sequences of a precision are padded to a multiple of this, as captured graphs are."""
+
+LUCK_STEPS = 4096
+"""Steps whose noise is drawn at once."""
+
+BLOCK = 16
+"""Tokens: a running request changes its width where a block of so many begins (``matgptq_vllm.core.precision``)."""
 
 DRIFT = 0.05
 """Amplitude of the slow change of the machine's speed."""
@@ -88,6 +95,7 @@ class Served:
 
     decision: object = None
     first_s: float = math.inf
+    first_step: int = 0
     finished_s: float = math.inf
 
     @property
@@ -141,6 +149,12 @@ class Engine:
     ends: list[tuple[int, int]] = field(default_factory=list)
     """Heap of (last step, number) of those that decode."""
 
+    follow: int | None = None
+    """Index in WIDTHS that running requests go to, each at its next block; None if they keep theirs."""
+
+    turns: list[tuple[int, int]] = field(default_factory=list)
+    """Heap of (step, number): when a request may change."""
+
     def clone(self) -> "Engine":
         """A copy that can be run on its own."""
         twin = copy.copy(self)
@@ -149,6 +163,7 @@ class Engine:
         twin.queue = deque([number, left] for number, left in self.queue)
         twin.requests = {number: copy.copy(served) for number, served in self.requests.items()}
         twin.ends = list(self.ends)
+        twin.turns = list(self.turns)
         return twin
 
     def submit(self, served: Served) -> None:
@@ -157,12 +172,29 @@ class Engine:
         self.queue.append([served.arrival.number, served.arrival.prompt_tokens])
 
     def change_all(self, width: int) -> None:
-        """All requests in flight continue at the index ``width``."""
-        if self.decode[width] + len(self.queue) == len(self.requests) and not self.queue:
+        """All requests in flight go to the index ``width``, each where its next block begins after its prompt."""
+        if self.follow == width:
             return
-        self.decode = [sum(self.decode) if index == width else 0 for index in range(len(WIDTHS))]
-        for served in self.requests.values():
-            served.width = width
+        self.follow = width
+        self.turns = []
+        for _, number in self.ends:
+            self._turn(self.requests[number])
+
+    def _turn(self, served: Served) -> None:
+        """Note when ``served``, which decodes, may change, if it has to."""
+        if self.follow is None or served.width == self.follow:
+            return
+        computed = served.arrival.prompt_tokens + self.steps - served.first_step
+        heapq.heappush(self.turns, (self.steps + -computed % BLOCK, served.arrival.number))
+
+    def _change(self) -> None:
+        """Those that are due change."""
+        while self.turns and self.turns[0][0] <= self.steps:
+            served = self.requests.get(heapq.heappop(self.turns)[1])
+            if served is not None and self.follow is not None:
+                self.decode[served.width] -= 1
+                self.decode[self.follow] += 1
+                served.width = self.follow
 
     def advance(
         self,
@@ -178,6 +210,7 @@ class Engine:
             self._step(on_finish, on_step)
 
     def _step(self, on_finish: Callable[[Served], None], on_step: Callable[[Step], None] | None) -> None:
+        self._change()
         hardware = self.hardware
         running = sum(self.decode)
         room = hardware.max_batched_tokens - running
@@ -195,10 +228,7 @@ class Engine:
                 ready.append(entry[0])
         ms = hardware.step_ms(self.decode, prefill, self.context, self.now_s)
         # Noise belongs to the number of the step, so that policies see the same luck as far as their steps agree.
-        randomness = random.Random(self.seed * 1_000_003 + self.steps)
-        ms *= math.exp(randomness.gauss(0.0, hardware.noise))
-        if randomness.random() < hardware.hiccup_share:
-            ms *= hardware.hiccup
+        ms *= _luck(hardware, self.seed, self.steps // LUCK_STEPS)[self.steps % LUCK_STEPS]
         self.now_s += ms / 1e3
         self.steps += 1
         if on_step is not None:
@@ -217,6 +247,16 @@ class Engine:
             self.started -= 1
             served = self.requests[number]
             served.first_s = self.now_s
+            served.first_step = self.steps
             self.decode[served.width] += 1
             self.context += served.arrival.prompt_tokens + 1
             heapq.heappush(self.ends, (self.steps + served.arrival.output_tokens - 1, number))
+            self._turn(served)
+
+
+@cache
+def _luck(hardware: Hardware, seed: int, part: int) -> list[float]:
+    """Factors on the times of LUCK_STEPS steps."""
+    randomness = random.Random(seed * 1_000_003 + part)
+    factors = [math.exp(randomness.gauss(0.0, hardware.noise)) for _ in range(LUCK_STEPS)]
+    return [factor * (hardware.hiccup if randomness.random() < hardware.hiccup_share else 1.0) for factor in factors]

@@ -6,27 +6,29 @@ or for a run of spans, plays what follows with the engine's own noise, and keeps
     sum of widths - price * requests that miss the budget
 
 The price is the lowest one found at which the plan meets the budget as often as asked. A trial is played only until the
-engine's state no longer depends on the change, or for HORIZON_S. The plan is bound by neither hysteresis nor the order of
-time. It is a lower bound of the best plan there is (climbing may stop early), and no policy without knowledge of the future
-can be expected to reach it.
+engine's state no longer depends on the change, or for HORIZON_S. The plan may be bound to the rule that every policy has to
+keep, no two switches in opposite directions within so many seconds; nothing else binds it. It is a lower bound of the best
+plan there is (climbing may stop early), and no policy without knowledge of the future can be expected to reach it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from loadtests.simulation.engine import WIDTHS, Engine, Hardware, Served
 from loadtests.simulation.trace import Arrival
 
-SPAN_S = 2.0
+SPAN_S = 2.5
 """Length of a span."""
 
 HORIZON_S = 16.0
 """How long after a change its effects are played."""
 
-RUNS = (6, 2)
-"""Spans that are changed together, one size after the other."""
+RUNS = (6, 2, 1)
+"""Spans that are changed together, one size after the other. A single one can only move the edge of a longer run where the
+rule on switches holds."""
 
-PRICES = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+PRICES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """Tried in this order, each from the plan of the last."""
 
 
@@ -43,10 +45,20 @@ class Planned:
 
 
 def plan(
-    trace: Sequence[Arrival], hardware: Hardware, tpot_ms: float, seed: int, target: float, elastic: bool = False
+    trace: Sequence[Arrival],
+    hardware: Hardware,
+    tpot_ms: float,
+    seed: int,
+    target: float,
+    elastic: bool = False,
+    hold_s: float = 0.0,
 ) -> Planned:
-    """The widest plan found under which at least the share ``target`` of the requests meets ``tpot_ms``."""
-    search = _Search(trace, hardware, tpot_ms, seed, elastic)
+    """The widest plan found under which at least the share ``target`` of the requests meets ``tpot_ms``.
+
+    Args:
+        hold_s: least time between switches in opposite directions.
+    """
+    search = _Search(trace, hardware, tpot_ms, seed, elastic, hold_s)
     price = PRICES[0]
     for price in PRICES:
         search.climb(price)
@@ -58,8 +70,11 @@ def plan(
 class _Search:
     """A plan and, for every span, the engine at its beginning under that plan."""
 
-    def __init__(self, trace: Sequence[Arrival], hardware: Hardware, tpot_ms: float, seed: int, elastic: bool) -> None:
+    def __init__(
+        self, trace: Sequence[Arrival], hardware: Hardware, tpot_ms: float, seed: int, elastic: bool, hold_s: float
+    ) -> None:
         self.elastic = elastic
+        self.hold_s = hold_s
         self.tpot_ms = tpot_ms
         count = int(trace[-1].at_s // SPAN_S) + 1
         self.spans: list[list[Arrival]] = [[] for _ in range(count)]
@@ -92,7 +107,7 @@ class _Search:
         for width in range(len(WIDTHS)):
             widths = list(self.widths)
             widths[first:end] = [width] * (end - first)
-            if widths == self.widths:
+            if widths == self.widths or not self._steady(widths):
                 continue
             value = self._value(self._play(widths[first:until], first, until), widths, first, until, price)
             if value > best:
@@ -102,6 +117,13 @@ class _Search:
         self.widths = best_widths
         self._replay(first)
         return True
+
+    def _steady(self, widths: Sequence[int]) -> bool:
+        """Whether no two switches in opposite directions are too close."""
+        switches = [(index, after > before) for index, (before, after) in enumerate(pairwise(widths)) if after != before]
+        return all(
+            up == other or (later - earlier) * SPAN_S >= self.hold_s for (earlier, up), (later, other) in pairwise(switches)
+        )
 
     def _value(self, missed: int, widths: Sequence[int], first: int, until: int, price: float) -> float:
         served = sum(len(self.spans[index]) * WIDTHS[widths[index]] for index in range(first, until))

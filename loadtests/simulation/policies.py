@@ -17,6 +17,9 @@ PROFILES = tuple(map(str, WIDTHS))
 SWEEP_BATCHES = (1, 8, 32)
 SWEEP_STEPS = 8
 
+REVIEW_S = 0.5
+"""How often the controller looks at running requests that can follow it."""
+
 
 class Fixed:
     """Always one width."""
@@ -26,6 +29,10 @@ class Fixed:
 
     def choose(self, arrival: Arrival, engine: Engine) -> tuple[int, object]:
         return self._index, None
+
+    def review(self, now_s: float, engine: Engine) -> int | None:
+        """What running requests go to now; None if nothing is to be said."""
+        return None
 
     def step(self, step: Step) -> None:
         pass
@@ -51,6 +58,7 @@ class Controlled(Fixed):
         self.model = LatencyModel(PROFILES, WIDTHS)
         self.now_s = 0.0
         self.budget = budget
+        self.elastic = elastic
         self.controller = Controller(
             self.model,
             PROFILES,
@@ -69,14 +77,24 @@ class Controlled(Fixed):
 
     def choose(self, arrival: Arrival, engine: Engine) -> tuple[int, object]:
         self.now_s = arrival.at_s
-        load = Load(
-            running=_named(engine.decode),
+        decision = self.controller.decide(self.budget, self._load(engine), arrival.prompt_tokens)
+        return PROFILES.index(decision.profile), decision
+
+    def review(self, now_s: float, engine: Engine) -> int | None:
+        self.now_s = now_s
+        self.controller.review(self.budget, self._load(engine))
+        profile = self.controller.profile(self.budget)
+        return None if profile is None else PROFILES.index(profile)
+
+    def _load(self, engine: Engine) -> Load:
+        running = _named(engine.decode)
+        return Load(
+            running=running,
             waiting=len(engine.queue),
             prefill_tokens=sum(left for _, left in engine.queue),
             context_tokens=engine.context,
+            following=running if self.elastic else {},
         )
-        decision = self.controller.decide(self.budget, load, arrival.prompt_tokens)
-        return PROFILES.index(decision.profile), decision
 
     def step(self, step: Step) -> None:
         self._observe(step.decode, step.prefill, step.context, step.ms)
@@ -106,6 +124,9 @@ class Run:
     tokens: list[int]
     """Decoded, for each of WIDTHS."""
 
+    levels: list[tuple[float, int]]
+    """(seconds, index in WIDTHS) at every look of the policy: arrivals, and where requests follow also between them."""
+
 
 def serve(trace: Sequence[Arrival], hardware: Hardware, policy: Fixed, seed: int, elastic: bool = False) -> Run:
     """Every request of ``trace``, served by one engine under ``policy``.
@@ -114,16 +135,25 @@ def serve(trace: Sequence[Arrival], hardware: Hardware, policy: Fixed, seed: int
         elastic: requests in flight follow the width of the latest.
     """
     engine = Engine(hardware, seed)
-    requests, admitted = [], []
+    requests, admitted, levels = [], [], []
+    looks_s = REVIEW_S
     for arrival in trace:
+        while elastic and looks_s < arrival.at_s:
+            engine.advance(looks_s, policy.finished, policy.step)
+            width = policy.review(looks_s, engine) if engine.requests else None
+            if width is not None:
+                levels.append((looks_s, width))
+                engine.change_all(width)
+            looks_s += REVIEW_S
         engine.advance(arrival.at_s, policy.finished, policy.step)
         index, decision = policy.choose(arrival, engine)
         served = Served(arrival, index, decision)
         requests.append(served)
         admitted.append(index)
+        levels.append((arrival.at_s, index))
         engine.submit(served)
         if elastic:
             engine.change_all(index)
     while engine.requests:
         engine.advance(engine.now_s + 1.0, policy.finished, policy.step)
-    return Run(requests, admitted, engine.tokens)
+    return Run(requests, admitted, engine.tokens, levels)

@@ -14,7 +14,7 @@ class Traffic:
     burst_factor: float = 5.0
     """Rate in a burst, over the rate between bursts."""
 
-    calm_s: float = 60.0
+    calm_s: float = 40.0
     """Mean time between bursts; exponential."""
 
     burst_s: float = 20.0

@@ -3,7 +3,9 @@
 Use: ``--scheduler-cls`` this class's path. It sees every request, whichever way it entered the engine.
 """
 
+import hashlib
 import logging
+from copy import copy
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -11,8 +13,10 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 
 from matgptq_vllm.compat.replica import open_replica
-from matgptq_vllm.compat.runner import requested_precision
+from matgptq_vllm.compat.runner import followed_group, requested_precision
+from matgptq_vllm.compat.self_draft import drafts_itself
 from matgptq_vllm.core.errors import InputError
+from matgptq_vllm.core.precision import XARGS_KEY, precision_of_salt
 
 _logger = logging.getLogger(__name__)
 
@@ -22,12 +26,16 @@ class _PrecisionScheduling:
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any):
         super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
+        if drafts_itself(vllm_config):
+            # Blocks for the tokens that are drafted after a step: the method's other users write none.
+            self.num_lookahead_tokens = vllm_config.speculative_config.num_speculative_tokens
         self._catalogue = open_replica(vllm_config).catalogue
         self._refused: dict[str, tuple[int, str]] = {}  # request id -> (client index, why)
 
     def add_request(self, request: Any) -> None:
         try:
-            profile = self._catalogue.resolve(requested_precision(request.sampling_params))
+            _take_precision_of_salt(request)
+            profile = self._catalogue.resolve(requested_precision(request))
         except InputError as error:
             # Raising here would end the engine for everybody. The request ends instead, with the reason.
             _logger.warning("Request %s is refused: %s", request.request_id, error)
@@ -38,6 +46,8 @@ class _PrecisionScheduling:
         request.cache_salt = f"{request.cache_salt or ''}|precision={profile}"
         request.block_hashes.clear()
         request.update_block_hashes()
+        if followed_group(request.sampling_params) is not None:
+            _keep_output_apart(request)
         super().add_request(request)  # type: ignore[misc]
 
     def get_num_unfinished_requests(self) -> int:
@@ -70,6 +80,29 @@ class MatGPTQScheduler(_PrecisionScheduling, AsyncScheduler):
         if cls is MatGPTQScheduler and not vllm_config.scheduler_config.async_scheduling:
             return MatGPTQSyncScheduler(vllm_config, *args, **kwargs)
         return super().__new__(cls)
+
+
+def _take_precision_of_salt(request: Any) -> None:
+    """Give a request whose parameters ask for nothing the precision that its cache salt names, if it does.
+
+    vLLM's beam search makes the parameters of its requests itself, and keeps of the prompt the salt.
+    """
+    precision = precision_of_salt(request.cache_salt)
+    if precision is not None and request.sampling_params is not None and requested_precision(request) is None:
+        # The parameters may be those of several requests.
+        request.sampling_params = copy(request.sampling_params)
+        request.sampling_params.extra_args = {**(request.sampling_params.extra_args or {}), XARGS_KEY: precision}
+
+
+def _keep_output_apart(request: Any) -> None:
+    """Let no other request find the blocks that follow the prompt of ``request``: its profile may change in them.
+
+    The prompt's own blocks are computed at the profile of admission (``engine.followers``), and are shared as ever.
+    """
+    hash_blocks = request._block_hasher
+    if hash_blocks is not None:
+        owner = request.request_id.encode()
+        request._block_hasher = lambda request: [hashlib.sha256(block + owner).digest() for block in hash_blocks(request)]
 
 
 def _as_ids(request_ids: Any) -> list[str]:

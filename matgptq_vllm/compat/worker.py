@@ -2,12 +2,17 @@
 
 from typing import TYPE_CHECKING, Any
 
+from vllm.config import set_current_vllm_config
+from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
 from matgptq_vllm.compat.replica import replica_of
 from matgptq_vllm.compat.runner import add_precision, runner_version
+from matgptq_vllm.compat.self_draft import drafts_itself
 from matgptq_vllm.core.errors import UnsupportedError
 from matgptq_vllm.core.parent import QUANT_METHOD
+from matgptq_vllm.core.precision import uniform_name
+from matgptq_vllm.core.replica import SELF_DRAFT_CLASS
 from matgptq_vllm.engine.precision_state import PrecisionState
 from matgptq_vllm.engine.replica import Replica
 
@@ -15,6 +20,9 @@ if TYPE_CHECKING or not current_platform.is_cpu():
     from vllm.v1.worker.gpu_worker import Worker as _PlatformWorker
 else:
     from vllm.v1.worker.cpu_worker import CPUWorker as _PlatformWorker
+
+
+logger = init_logger(__name__)
 
 
 class MatGPTQWorker(_PlatformWorker):
@@ -35,8 +43,26 @@ class MatGPTQWorker(_PlatformWorker):
         assert self.device is not None  # set by init_device
         max_tokens = self.vllm_config.scheduler_config.max_num_batched_tokens
         self.precision_state = PrecisionState(replica.catalogue, replica.step_buffers(max_tokens, self.device))
-        add_precision(self.model_runner, self.precision_state)
+        widths = replica.options.graph_widths
+        graph_profiles = tuple(replica.catalogue.index(uniform_name(width)) for width in widths)
+        add_precision(self.model_runner, self.precision_state, graph_profiles)
+        if drafts_itself(self.vllm_config):
+            _attach_draft(self.model_runner, replica, self.precision_state)
         self._static_report = _static_report(replica, self.model_runner)
+        # Before vLLM measures how much memory is free: the processes that compile take some while they run.
+        quantization: Any = self.vllm_config.quant_config
+        quantization.compile_kernels(self.model_runner.get_model(), self.device, logger.info)
+
+    def reload_weights(self, *args: Any, weights_path: str | None = None, **kwargs: Any) -> None:
+        """Read the weights again, as after sleep of level 2; UnsupportedError if they are to come from another parent."""
+        if weights_path is not None:
+            raise UnsupportedError(
+                f"weights cannot be reloaded from {weights_path!r}: a running replica keeps its parent, "
+                f"{self.model_config.model}; start another one, or leave weights_path out"
+            )
+        # The loader asks for the configuration, which vLLM sets for the first load only.
+        with set_current_vllm_config(self.vllm_config):
+            super().reload_weights(*args, **kwargs)
 
     def matgptq_replica(self) -> dict[str, Any]:
         """What this worker holds and has computed (``collective_rpc``)."""
@@ -45,6 +71,24 @@ class MatGPTQWorker(_PlatformWorker):
             "steps": self.precision_state.num_steps,
             "tokens": self.precision_state.tokens_by_profile(),
         }
+
+    def matgptq_follow(self, levels: dict[str, str | None]) -> None:
+        """Running requests of these groups go to these profiles, each at its next block (``collective_rpc``)."""
+        self.precision_state.follow(levels)
+
+
+def _attach_draft(runner: Any, replica: Replica, state: PrecisionState) -> None:
+    """Make the runner's drafter run the model at the replica's draft width; UnsupportedError if it has none."""
+    width = replica.options.draft_width
+    if width is None:
+        raise UnsupportedError(
+            f"the speculative configuration names {SELF_DRAFT_CLASS}, but no width is to draft; start with --draft-width"
+        )
+    bits = replica.average_bits()
+    wider = frozenset(index for index, name in enumerate(replica.catalogue.profiles) if bits[name] > width)
+    # Only the last pipeline rank drafts.
+    if hasattr(runner, "drafter"):
+        runner.drafter.attach(runner, state, replica.catalogue.index(uniform_name(width)), wider)
 
 
 def _static_report(replica: Replica, runner: Any) -> dict[str, Any]:
@@ -59,6 +103,7 @@ def _static_report(replica: Replica, runner: Any) -> dict[str, Any]:
         "parent": replica.digest(),
         "average_bits": replica.average_bits(),
         "bytes_per_weight": replica.bytes_per_weight(),
+        "perplexity": replica.perplexities(),
         **_resident_bytes(runner.get_model()),
     }
 

@@ -24,13 +24,14 @@ from matgptq_vllm.core.manifest import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, P
 from matgptq_vllm.core.planes import PlaneLayout
 from matgptq_vllm.core.precision import PARENT_WIDTH
 from matgptq_vllm.core.profile import PROFILES_FILE
+from matgptq_vllm.core.quality import QUALITY_FILE
 from matgptq_vllm.core.safetensors_header import check_complete
 from matgptq_vllm.core.slicing import bits_read, check_rule
 from matgptq_vllm.core.summary import ParentSummary
 
 MODEL_SET = "model"
 SCALES = "scales"
-METADATA_FILES = (CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, PROFILES_FILE)
+METADATA_FILES = (CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, PROFILES_FILE, QUALITY_FILE)
 
 
 def plane_name(plane: int) -> str:

@@ -27,6 +27,19 @@ REASON_HEADER = "x-precision-reason"
 XARGS_KEY = "precision"
 """Key of a request's profile in vLLM's ``SamplingParams.extra_args`` (``vllm_xargs`` in a request body)."""
 
+GROUP_KEY = "precision_group"
+"""Key, in the same place, of the group of requests whose profile follows the replica's load while they run. The server alone
+writes it; a request without it keeps its profile."""
+
+FOLLOW_BLOCK = 16
+"""Tokens: a running request changes its profile only where a block of so many begins. KV blocks are multiples of it."""
+
+SALT_PREFIX = f"{XARGS_KEY}="
+"""How the ``cache_salt`` of a prompt begins that names a profile where ``extra_args`` do not reach: in vLLM's beam search."""
+
+SALT_SEPARATOR = "|"
+"""Between the profile and a client's own salt."""
+
 ALIAS_SEPARATOR = "@"
 """``name@4`` is the model ``name`` read at profile ``4``."""
 
@@ -74,6 +87,18 @@ def check_profile_name(name: object) -> str:
 def alias(model: str, profile: str) -> str:
     """Model name under which ``/v1/models`` offers ``model`` at ``profile``."""
     return f"{model}{ALIAS_SEPARATOR}{profile}"
+
+
+def salt_of_precision(precision: str, salt: str | None = None) -> str:
+    """The cache salt ``salt`` of a prompt, made to name ``precision``."""
+    return f"{SALT_PREFIX}{precision}" + (f"{SALT_SEPARATOR}{salt}" if salt else "")
+
+
+def precision_of_salt(salt: str | None) -> str | None:
+    """The precision that a cache salt names, or None; the inverse of ``salt_of_precision``."""
+    if salt is None or not salt.startswith(SALT_PREFIX):
+        return None
+    return salt.removeprefix(SALT_PREFIX).partition(SALT_SEPARATOR)[0]
 
 
 @dataclass(frozen=True)

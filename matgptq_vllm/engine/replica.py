@@ -10,6 +10,7 @@ from matgptq_vllm.core.checkpoint import ParentReader
 from matgptq_vllm.core.errors import InputError
 from matgptq_vllm.core.manifest import read_manifest
 from matgptq_vllm.core.profile import PROFILES_FILE
+from matgptq_vllm.core.quality import read_perplexities
 from matgptq_vllm.core.replica import ReplicaOptions
 from matgptq_vllm.core.storage import profile_bytes
 from matgptq_vllm.engine.step_buffers import StepBuffers
@@ -67,6 +68,10 @@ class Replica:
         """Mean bits per weight of every profile."""
         num_weights = self.reader.num_weights
         return {profile.name: profile.average_bits(num_weights) for profile in self.profiles}
+
+    def perplexities(self) -> dict[str, float]:
+        """Perplexity of the profiles that the parent's evaluation report has; FormatError if the report is damaged."""
+        return read_perplexities(self.reader.directory)
 
     def bytes_per_weight(self) -> dict[str, float]:
         """Mean bytes read per weight by every profile, scales included."""

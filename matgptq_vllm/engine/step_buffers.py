@@ -4,6 +4,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+ANY_PROFILE = -1
+"""Index that no profile has: rows may have any."""
+
 
 class StepBuffers:
     """The profile of every row of the coming step, and the rows sorted by it (see ``kernels.segments``).
@@ -24,7 +27,9 @@ class StepBuffers:
         """int32 [max_tokens], on the device: always a permutation."""
         self.step_profiles = torch.zeros(max_profiles, dtype=torch.int32, device="cpu")
         """int32 [max_profiles], on the CPU: rows of each profile. All rows there can be, if they have one profile."""
-        self._unsorted = self.row_order.clone()
+        self.graph_profile = torch.full((1,), ANY_PROFILE, dtype=torch.int32, device="cpu")
+        """int32 [1], on the CPU: while a CUDA graph is captured for steps whose rows all have one profile, its index;
+        otherwise ANY_PROFILE."""
         self._counts = self.step_profiles.numpy()
         self._counts[default] = max_tokens
         self._default = default
@@ -33,7 +38,13 @@ class StepBuffers:
 
     def reset(self) -> None:
         """Make every row the default profile's: for runs without requests, whose rows are fewer than the last step's."""
-        self._write_one(self._default)
+        self.prepare_capture(None)
+
+    def prepare_capture(self, profile: int | None) -> None:
+        """Until the next call, or ``reset``, what is launched is captured and replayed for rows of ``profile`` only; of any,
+        if None."""
+        self.graph_profile.fill_(ANY_PROFILE if profile is None else profile)
+        self._write_one(self._default if profile is None else profile)
 
     def write(self, profiles: npt.NDArray[np.int32], num_tokens: npt.NDArray[np.int32]) -> None:
         """Write the coming step. Nothing waits for the device.
@@ -61,24 +72,21 @@ class StepBuffers:
         # Of one byte each, so that numpy sorts them by counting.
         order = per_token.astype(np.uint8).argsort(kind="stable")
         total = len(per_token)
-        self._copy(per_token, self.token_profiles)
+        staging = torch.empty(2, total, dtype=torch.int32, pin_memory=self.token_profiles.is_cuda)
+        host = staging.numpy()
+        host[0], host[1] = per_token, order
+        # From pinned memory a copy joins the stream without a synchronisation. Steps may overlap, so each has memory of its
+        # own, which PyTorch gives to no later step before the copies are done.
+        self.token_profiles[:total].copy_(staging[0], non_blocking=True)
         # Padding: the profile of the last row in order, so that it is in order too and adds no width.
         self.token_profiles[total:].fill_(int(per_token[order[-1]]))
         self._unsort_from(total)
-        self._copy(order.astype(np.int32), self.row_order)
+        self.row_order[:total].copy_(staging[1], non_blocking=True)
         self._num_sorted = total
         self._counts[:] = np.bincount(profiles, weights=num_tokens, minlength=len(self._counts))
         self._only = None
 
     def _unsort_from(self, start: int) -> None:
         if start < self._num_sorted:
-            self.row_order[start : self._num_sorted].copy_(self._unsorted[start : self._num_sorted])
+            torch.arange(start, self._num_sorted, out=self.row_order[start : self._num_sorted])
         self._num_sorted = min(start, self._num_sorted)
-
-    @staticmethod
-    def _copy(source: npt.NDArray[np.int32], target: torch.Tensor) -> None:
-        host = torch.from_numpy(source)
-        if target.is_cuda:
-            # From pinned memory the copy joins the stream without a synchronisation; steps may overlap, so each has its own.
-            host = host.pin_memory()
-        target[: len(source)].copy_(host, non_blocking=True)

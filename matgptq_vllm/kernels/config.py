@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 MIN_BLOCK_M = 8
-MIN_BLOCK_N = 64
+MAX_BLOCK_M = 32
+MIN_BLOCK_N = 16
 MAX_SPLIT_ROWS = 256
 """Rows up to which K may be split."""
 
@@ -16,20 +17,19 @@ class Config:
     """
 
     block_m: int
-    """Rows of x per program: 8 or more, a power of two."""
+    """Rows of x per program: 8, 16 or 32."""
 
     block_n: int
-    """Outputs per program: 64 or 128."""
-
-    split_k: int
-    """Programs that share one tile, each with a part of K; their sums are added in order."""
+    """Outputs per program: 16, 32 or 64."""
 
     num_warps: int
-    num_stages: int
-    """Steps of K in flight."""
+    """Warps per program: each multiplies every num_warps-th unit of K."""
 
-    step: int = 512
-    """Columns per step: 512 or 256. Many rows need short steps, for x to fit in shared memory."""
+    depth: int
+    """Units of K that a warp reads ahead."""
+
+    split_k: int = 1
+    """Programs that share one tile, each with a part of K; their sums are added in order."""
 
     max_registers: int | None = None
     """Registers per thread, at most; None leaves it to the compiler. Fewer let more programs run at once."""

@@ -18,21 +18,39 @@ import triton
 import triton.language as tl
 
 from matgptq_vllm.core.slicing import SliceRule
+from matgptq_vllm.kernels import expand_ptx
 from matgptq_vllm.kernels.gemm import lane_code
-from matgptq_vllm.kernels.lanes import bits_needed, factor, load_words, weights
+from matgptq_vllm.kernels.lanes import (
+    bits_needed,
+    both_scales,
+    factor,
+    load_scales,
+    load_unit,
+    num_terms,
+    piece_weights,
+    plain_scales,
+    plain_weights,
+)
 from matgptq_vllm.kernels.lanes_ptx import LaneCode
-from matgptq_vllm.kernels.layout import BLOCK_K, PAD_N, PLANE_WIDTHS
+from matgptq_vllm.kernels.layout import PIECE_K, PLANE_WIDTHS, UNIT_K, UNIT_N
 
 STRIP_BYTES = 256 << 20
 """Most bytes of expanded weights at a time. It bounds memory. A strip of some 28 MiB would stay in a Hopper's L2 cache, but
 products with few outputs leave programs of cuBLAS without work: 1024 outputs for 2048 rows are half a wave of an H200."""
 
-BLOCK_N = 32
-"""Rows of W per program: 64 bytes of a plane each, 16 bytes per thread of four warps."""
+STRIP_ROWS = 128
+"""Strips have a multiple of so many rows, which cuBLAS's tiles divide."""
 
 NUM_WARPS = 4
+"""Warps per program, each with a unit (kernels.layout) of its own."""
 
-_BLOCK_K = tl.constexpr(BLOCK_K)
+_UNIT_N = tl.constexpr(UNIT_N)
+_UNIT_K = tl.constexpr(UNIT_K)
+_PIECE_K = tl.constexpr(PIECE_K)
+_ADJACENT = tl.constexpr(expand_ptx.ADJACENT)
+
+_scaled = triton.constexpr_function(expand_ptx.scaled)
+_store = triton.constexpr_function(expand_ptx.store)
 
 
 @dataclass(frozen=True)
@@ -49,68 +67,116 @@ class WidthOnDevice:
 Width: TypeAlias = int | WidthOnDevice
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["first_row", "num_rows", "k", "units_k"])
 def _expand_kernel(
-    plane0, plane1, plane2, plane3, plane4, scales, out_ptr, width_ptr, first_row, num_rows, n_padded, k,
-    WIDTHS: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr,
+    plane0, plane1, plane2, plane3, plane4, scales, out_ptr, width_ptr, first_row, num_rows, k, units_k,
+    WIDTHS: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr, EVEN_K: tl.constexpr, WARPS: tl.constexpr,
     CODE: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (tiles of rows, blocks of K). Rows first_row .. first_row + num_rows - 1 of W, into out [num_rows, k]. The width is
-    that of WIDTHS, or if they are several the one at ``width_ptr``."""
+    """Grid: (WARPS units each). Rows first_row .. first_row + num_rows - 1 of W, into out [num_rows, k]. The width is that of
+    WIDTHS, or if they are several the one at ``width_ptr``."""
     if len(WIDTHS) == 1:
         _expand(
-            plane0, plane1, plane2, plane3, plane4, scales, out_ptr, first_row, num_rows, n_padded, k,
-            WIDTHS[0], RULE, GROUP, EVEN_K, BLOCK_N, CODE,
+            plane0, plane1, plane2, plane3, plane4, scales, out_ptr, first_row, num_rows, k, units_k,
+            WIDTHS[0], RULE, GROUP, EVEN_K, WARPS, CODE,
         )  # fmt: skip
     else:
         width = tl.load(width_ptr)
         for index in tl.static_range(len(WIDTHS)):
             if width == WIDTHS[index]:
                 _expand(
-                    plane0, plane1, plane2, plane3, plane4, scales, out_ptr, first_row, num_rows, n_padded, k,
-                    WIDTHS[index], RULE, GROUP, EVEN_K, BLOCK_N, CODE,
+                    plane0, plane1, plane2, plane3, plane4, scales, out_ptr, first_row, num_rows, k, units_k,
+                    WIDTHS[index], RULE, GROUP, EVEN_K, WARPS, CODE,
                 )  # fmt: skip
 
 
 @triton.jit
 def _expand(
-    plane0, plane1, plane2, plane3, plane4, scales, out_ptr, first_row, num_rows, n_padded, k,
-    WIDTH: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr,
+    plane0, plane1, plane2, plane3, plane4, scales, out_ptr, first_row, num_rows, k, units_k,
+    WIDTH: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr, EVEN_K: tl.constexpr, WARPS: tl.constexpr,
     CODE: tl.constexpr,
 ):  # fmt: skip
-    BITS: tl.constexpr = bits_needed(WIDTH, RULE)
-    # Weights of half precision are nearer to the levels than those of bfloat16, whatever the result's type.
-    DTYPE: tl.constexpr = tl.float32 if CODE is None else tl.float16
-    TILES: tl.constexpr = 16 if GROUP == -1 else GROUP // 32
-    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    block = tl.program_id(1)
-    tile_k = tl.arange(0, 32)
-    source = first_row + rows
-    offsets = source[:, None] * 32 + tile_k[None, :]
-    row_mask = rows < num_rows
-    out = out_ptr + rows[:, None].to(tl.int64) * k
-    scale = tl.load(scales + source).to(tl.float32)
-    for half in tl.static_range(2):
-        pair = (block * 2 + half) * n_padded * 32 + offsets
-        single = block * n_padded * 32 + offsets
-        words = (load_words(plane0, pair, CODE),)
-        if BITS >= 3:
-            words = words + (load_words(plane1, single, CODE),)
-        if BITS >= 4:
-            words = words + (load_words(plane2, single, CODE),)
-        if BITS >= 6:
-            words = words + (load_words(plane3, pair, CODE),)
-        if BITS >= 8:
-            words = words + (load_words(plane4, pair, CODE),)
-        tiles = weights(words, WIDTH, half, RULE, DTYPE, CODE)
-        for field in tl.static_range(8):
-            if GROUP != -1 and field % TILES == 0:
-                group = block * (16 // TILES) + (half * 8 + field) // TILES
-                scale = tl.load(scales + group * n_padded + source).to(tl.float32)
-            weight = tiles[field].to(tl.float32) * (scale * factor(WIDTH, RULE, CODE))[:, None]
-            columns = block * _BLOCK_K + (half * 8 + field) * 32 + tile_k
-            mask = row_mask[:, None] if EVEN_K else row_mask[:, None] & (columns < k)[None, :]
-            tl.store(out + columns[None, :], weight.to(out_ptr.dtype.element_ty), mask=mask)
+    if CODE is None:
+        _expand_plain(
+            plane0, plane1, plane2, plane3, plane4, scales, out_ptr, first_row, num_rows, k, units_k,
+            WIDTH, RULE, GROUP, WARPS,
+        )  # fmt: skip
+    else:
+        _expand_units(
+            plane0, plane1, plane2, plane3, plane4, scales, out_ptr, first_row, num_rows, k, units_k,
+            WIDTH, RULE, GROUP, EVEN_K, WARPS, CODE,
+        )  # fmt: skip
+
+
+@triton.jit
+def _expand_units(
+    plane0, plane1, plane2, plane3, plane4, scales, out_ptr, first_row, num_rows, k, units_k,
+    WIDTH: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr, EVEN_K: tl.constexpr, WARPS: tl.constexpr,
+    CODE: tl.constexpr,
+):  # fmt: skip
+    """A unit per warp, in the order in which planes hold them. Needs rows of whole 16 bytes."""
+    # Of every piece, a lane has 8 adjacent columns of rows g and g + 8.
+    TERMS: tl.constexpr = num_terms(WIDTH, RULE)
+    GROUPS: tl.constexpr = 1 if GROUP == -1 else _UNIT_K // GROUP
+    thread = tl.arange(0, 32 * WARPS)
+    lane = thread % 32
+    unit = tl.program_id(0) * WARPS + thread // 32
+    tile = unit // units_k
+    row = tile * _UNIT_N + lane // 4
+    column = unit % units_k * _UNIT_K + lane % 4 * _ADJACENT
+    mask = tile * _UNIT_N < num_rows
+    first_tile = first_row // _UNIT_N
+    source = first_tile * units_k + unit
+    words = load_unit(
+        plane0, plane1, plane2, plane3, plane4, source, lane, mask, mask, mask, mask, mask, bits_needed(WIDTH, RULE), CODE
+    )
+    # All scales come before the first store, across which the compiler would move no load.
+    pairs_of_scales = ()
+    for group in tl.static_range(GROUPS):
+        place = first_tile + tile if GROUP == -1 else source * GROUPS + group
+        pairs_of_scales = pairs_of_scales + (load_scales(scales, place * 8 + lane // 4, mask),)
+    start = out_ptr + row.to(tl.int64) * k + column
+    for piece in tl.static_range(_UNIT_K // _PIECE_K):
+        pairs = piece_weights(words, piece, WIDTH, RULE, CODE)
+        scale = both_scales(pairs_of_scales[piece * GROUPS // (_UNIT_K // _PIECE_K)])
+        for lower in tl.static_range(2):
+            wanted = row + 8 * lower < num_rows
+            if not EVEN_K:
+                wanted = wanted & (column + piece * _PIECE_K < k)
+            place = start + 8 * lower * k + piece * _PIECE_K
+            _store_row(place, pairs, scale[lower] * factor(RULE), wanted, lower, TERMS)
+
+
+@triton.jit
+def _store_row(place, pairs, scale, wanted, LOWER: tl.constexpr, TERMS: tl.constexpr):
+    """Store a lane's 8 columns of row g, or with LOWER of row g + 8, of a piece; ``pairs`` are those of ``piece_weights``."""
+    # Weights are in half precision, which is nearer to the levels than bfloat16, whatever the result's type.
+    given = (pairs[LOWER], pairs[2 + LOWER], pairs[4 + LOWER], pairs[6 + LOWER])
+    if TERMS == 2:
+        given = given + (pairs[8 + LOWER], pairs[10 + LOWER], pairs[12 + LOWER], pairs[14 + LOWER])
+    scaled: tl.constexpr = _scaled("bf16" if place.dtype.element_ty == tl.bfloat16 else "f16", TERMS)
+    words = tl.inline_asm_elementwise(scaled[0], scaled[1], given + (scale,), (tl.int32,) * 4, True, 1)
+    store: tl.constexpr = _store()
+    tl.inline_asm_elementwise(store[0], store[1], (place.to(tl.int64), wanted.to(tl.int32)) + words, tl.int32, False, 1)
+
+
+@triton.jit
+def _expand_plain(
+    plane0, plane1, plane2, plane3, plane4, scales, out_ptr, first_row, num_rows, k, units_k,
+    WIDTH: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr, WARPS: tl.constexpr,
+):  # fmt: skip
+    """As ``_expand_units``, in plain Triton, for its interpreter and for rows of any length."""
+    SIZE: tl.constexpr = _UNIT_K if GROUP == -1 else GROUP
+    groups = 1 if GROUP == -1 else units_k * (_UNIT_K // SIZE)
+    for unit in tl.range(tl.program_id(0) * WARPS, tl.program_id(0) * WARPS + WARPS):
+        rows = unit // units_k * _UNIT_N + tl.arange(0, _UNIT_N)[:, None]
+        columns = unit % units_k * _UNIT_K + tl.arange(0, _UNIT_K)[None, :]
+        # The last program may have units beyond the last row, which the planes may not have.
+        outputs = first_row + tl.where(rows < num_rows, rows, 0)
+        level = plain_weights(plane0, plane1, plane2, plane3, plane4, outputs, columns, units_k, WIDTH, RULE)
+        scale = plain_scales(scales, outputs, 0 if GROUP == -1 else columns // SIZE, groups)
+        weight = (level * scale).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + rows.to(tl.int64) * k + columns, weight, mask=(rows < num_rows) & (columns < k))
 
 
 def dense_linear(
@@ -166,23 +232,27 @@ def expand(
     Args:
         planes: leading kernel planes (kernels.layout), enough for the widest that ``width`` may be.
         scales: floating, kernel layout.
-        first_row: first row of W to expand, a multiple of 128.
-        out: contiguous [rows, K], floating: as many rows as fit.
+        first_row: first row of W to expand, a multiple of 16.
+        out: contiguous [rows, K], bfloat16 or float16 on a GPU (any floating type in Triton's interpreter): as many rows as
+            fit.
     """
     num_rows, k = out.shape
+    units_k = planes[0].shape[1]
     given = [*planes, *[planes[0]] * (len(PLANE_WIDTHS) - len(planes))]
     value, widths = (scales, (width,)) if isinstance(width, int) else (width.value, width.widths)
-    _expand_kernel[(triton.cdiv(num_rows, BLOCK_N), planes[0].shape[0])](
-        *given, scales, out, value, first_row, num_rows, scales.shape[1], k, WIDTHS=widths, RULE=rule, GROUP=group_size,
-        EVEN_K=k % BLOCK_K == 0, BLOCK_N=BLOCK_N, CODE=None if lane_code(out) is None else LaneCode("f16"), num_warps=NUM_WARPS,
+    whole = k % expand_ptx.ADJACENT == 0 and out.data_ptr() % 16 == 0
+    _expand_kernel[(triton.cdiv(triton.cdiv(num_rows, UNIT_N) * units_k, NUM_WARPS),)](
+        *given, scales, out, value, first_row, num_rows, k, units_k, WIDTHS=widths, RULE=rule, GROUP=group_size,
+        EVEN_K=k % UNIT_K == 0, WARPS=NUM_WARPS, CODE=LaneCode("f16") if whole and lane_code(out) is not None else None,
+        num_warps=NUM_WARPS,
     )  # fmt: skip
 
 
 def rows_per_strip(n: int, bytes_per_row: int) -> int:
-    """Rows of W [n, k] to expand at a time: a multiple of 128, such that strips are equal and few."""
-    most = max(STRIP_BYTES // bytes_per_row // PAD_N, 1)
-    tiles = -(-n // PAD_N)
-    return -(-tiles // -(-tiles // most)) * PAD_N
+    """Rows of W [n, k] to expand at a time: a multiple of STRIP_ROWS, such that strips are equal and few."""
+    most = max(STRIP_BYTES // bytes_per_row // STRIP_ROWS, 1)
+    tiles = -(-n // STRIP_ROWS)
+    return -(-tiles // -(-tiles // most)) * STRIP_ROWS
 
 
 def _product(

@@ -1,7 +1,8 @@
 """Which kernel computes a product whose weights are in the kernel layout.
 
 rows                                       kernel
-fewer than ``tuning.dense_from``           ``gemm.sliced_gemm``: fused, reads the widths of the rows on the device
+up to 32                                   ``gemm.sliced_gemm``: fused, reads the widths of the rows on the device
+fewer than ``tuning.dense_from``           ``wide.wide_gemm``, likewise, where it runs (Hopper); else ``gemm.sliced_gemm``
 more, and the host may decide              ``dense.dense_linear``: weights of one width at a time, then cuBLAS
 more, while a CUDA graph is captured       both: a replay has rows of other widths, so ``dense.dense_linear`` computes all rows
                                            at the widest, which the device knows, then ``gemm.sliced_gemm`` the narrower ones
@@ -14,8 +15,11 @@ import torch
 from matgptq_vllm.core.errors import UnsupportedError
 from matgptq_vllm.core.slicing import SliceRule
 from matgptq_vllm.kernels import dense, gemm, tuning
+from matgptq_vllm.kernels.arrange import arrange
 from matgptq_vllm.kernels.resident import KERNEL_DTYPES
 from matgptq_vllm.kernels.segments import rows_of_width
+from matgptq_vllm.kernels.tables import bucket
+from matgptq_vllm.kernels.wide_config import WIDE_FROM, wide_config, wide_runs
 
 
 def sliced_linear(
@@ -55,6 +59,8 @@ def sliced_linear(
         )
 
     if m < tuning.dense_from(n, k, x.device):
+        if m >= WIDE_FROM and wide_runs(x.device):
+            return _wide(x, planes, scales, n, token_profiles, profile_widths, locks, widths, group_size, rule, bias)
         return fused()
     if len(widths) == 1:
         return dense.dense_linear(x, planes, scales, n, k, [(widths[0], None)], group_size, rule, bias)
@@ -68,3 +74,24 @@ def sliced_linear(
     width = dense.WidthOnDevice(widest, tuple(widths))
     y = dense.dense_linear(x, planes, scales, n, k, [(width, None)], group_size, rule, bias)
     return fused((widest, y))
+
+
+def _wide(
+    x: torch.Tensor,
+    planes: Sequence[torch.Tensor],
+    scales: torch.Tensor,
+    n: int,
+    token_profiles: torch.Tensor,
+    profile_widths: torch.Tensor,
+    locks: torch.Tensor,
+    widths: Sequence[int],
+    group_size: int,
+    rule: SliceRule,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    # Other GPUs' Triton may lack what it is written in.
+    from matgptq_vllm.kernels import wide
+
+    config = wide_config(bucket(x.shape[0]), n, tuning.hardware_of(x.device).num_sms)
+    arranged = arrange(x, token_profiles, profile_widths, widths, config.block_m, config.pdl)
+    return wide.wide_gemm(arranged, x.new_empty(x.shape[0], n), planes, scales, widths, group_size, rule, config, locks, bias)

@@ -1,12 +1,13 @@
 """The fused matrix product: y = x @ W.T, each row at its own width, reading only the planes of the widest row present.
 
-A program computes a tile of BLOCK_N outputs for BLOCK_M rows, over its share of K. Weights are the left operand of the
-tensor cores, because they come from registers; so everything is transposed: y.T = W @ x.T. Which widths the rows of a
-program have is read on the device; for each of them the loop made for it runs over the program's share, the widest first, and
-leaves the rows of its width. The planes come from memory once: a share is small enough to stay in the cache.
+A program computes a tile of BLOCK_N outputs for BLOCK_M rows. Its warps share K, unit by unit (kernels.layout): a warp reads
+words of its own units straight to registers, some units ahead and without shared memory, makes weights of them there and
+multiplies them on the tensor cores. At the end the warps' sums are added, in order. Weights are the left operand, as they
+come from registers: y.T = W @ x.T.
 
-A row's result does not depend on the other rows: the loop of its width does the same for it whatever else runs. It does
-depend on the configuration, of which one is chosen per range of M (kernels.tuning).
+Which widths the rows have is read on the device. Words are read once; for every width that is there, weights are made of them
+and meet the rows of that width, the other rows being 0. So a row's result does not depend on the other rows. It does depend
+on the configuration, of which one is chosen per range of M (kernels.tuning).
 """
 
 # Triton has no unpacking inside a tuple.
@@ -21,183 +22,499 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from matgptq_vllm.core.slicing import SliceRule
 from matgptq_vllm.kernels.config import MAX_SPLIT_ROWS, MIN_BLOCK_M, MIN_BLOCK_N, Config
-from matgptq_vllm.kernels.lanes import bits_needed, factor, load_words, weights
+from matgptq_vllm.kernels.lanes import (
+    bits_needed,
+    both_scales,
+    factor,
+    load_four,
+    load_four_or_zero,
+    load_scales,
+    load_unit,
+    multiply,
+    num_terms,
+    piece_weights,
+    plain_scales,
+    plain_weights,
+)
 from matgptq_vllm.kernels.lanes_ptx import LaneCode
-from matgptq_vllm.kernels.layout import BLOCK_K, PAD_N, PLANE_WIDTHS, padded
+from matgptq_vllm.kernels.layout import PAD_N, PLANE_WIDTHS, UNIT_K, UNIT_N, padded
+
+_UNIT_K = tl.constexpr(UNIT_K)
 
 
 @triton.jit
-def _accumulate(
-    x_ptr, plane0, plane1, plane2, plane3, plane4, scales,
-    rows, row_mask, columns, first, last, n_padded, k, stride_x,
-    WIDTH: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr, EVEN_K: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, HALVES: tl.constexpr, DTYPE: tl.constexpr,
+def _program_sums(
+    x_ptr, plane0, plane1, plane2, plane3, plane4, scales, sum_widths, has, lane_rows, first_tile, units_k, k, stride_x,
+    WIDTHS: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr, EVEN_K: tl.constexpr, SPLIT: tl.constexpr,
+    TILES_M: tl.constexpr, TILES_N: tl.constexpr, WARPS: tl.constexpr, DEPTH: tl.constexpr, PDL: tl.constexpr,
     CODE: tl.constexpr,
 ):  # fmt: skip
-    """W @ x.T over steps first..last of K, W read at WIDTH: float32 [BLOCK_N, BLOCK_M]. A step is HALVES halves of a block."""
-    BITS: tl.constexpr = bits_needed(WIDTH, RULE)
-    tile_k = tl.arange(0, 32)
-    offsets = columns[:, None] * 32 + tile_k[None, :]
-    total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    # Tiles of 32 columns that share a scale; a scale per channel is applied once, at the end.
-    TILES: tl.constexpr = 4 if GROUP == -1 else GROUP // 32
-    group_k = tl.arange(0, 32 * TILES)
-    x_tile = x_ptr + rows[None, :].to(tl.int64) * stride_x + group_k[:, None]
-    GROUPS: tl.constexpr = HALVES * (8 // TILES)
-    scale_ptr = scales + columns
-    ahead = _load_scales(scale_ptr, first * GROUPS, n_padded, GROUP, GROUPS, BLOCK_N)
-    for step in tl.range(first, last, num_stages=STAGES):
-        # Scales are read a step ahead: unlike the planes, they do not pass through the pipeline. The last step reads its own
-        # once more.
-        group_scales = ahead
-        ahead = _load_scales(scale_ptr, tl.minimum(step + 1, last - 1) * GROUPS, n_padded, GROUP, GROUPS, BLOCK_N)
-        for index in tl.static_range(HALVES):
-            half_block = step * HALVES + index
-            pair = half_block * n_padded * 32 + offsets
-            single = step * HALVES // 2 * n_padded * 32 + offsets
-            words = (load_words(plane0, pair, CODE),)
-            if BITS >= 3:
-                words = words + (_of_half(load_words(plane1, single, CODE), half_block, HALVES),)
-            if BITS >= 4:
-                words = words + (_of_half(load_words(plane2, single, CODE), half_block, HALVES),)
-            if BITS >= 6:
-                words = words + (load_words(plane3, pair, CODE),)
-            if BITS >= 8:
-                words = words + (load_words(plane4, pair, CODE),)
-            tiles = weights(words, WIDTH, index, RULE, DTYPE, CODE)
-            for group in tl.static_range(8 // TILES):
-                x = _load_x(x_tile, (half_block * 8 + group * TILES) * 32, row_mask, group_k, k, EVEN_K)
-                weight = _side_by_side(tiles, group * TILES, TILES, BLOCK_N)
-                if CODE is None:
-                    # Triton's interpreter multiplies bfloat16 as integers.
-                    part = tl.dot(weight.to(tl.float32), x.to(tl.float32), input_precision="ieee")
+    """Sums over the program's units of K of its tile, as lanes hold them: four float32 per 16 outputs and 8 rows."""
+    BITS: tl.constexpr = bits_needed(WIDTHS[len(WIDTHS) - 1], RULE)
+    # x is read a unit ahead, unless that takes too many registers.
+    AHEAD: tl.constexpr = TILES_M <= 2
+    first, last = _share(units_k, SPLIT)
+    thread = tl.arange(0, 32 * WARPS)
+    lane = thread % 32
+    unit = first + thread // 32
+    slots = ()
+    for slot in tl.static_range(DEPTH):
+        slots = slots + (
+            _load_tiles(
+                plane0,
+                plane1,
+                plane2,
+                plane3,
+                plane4,
+                scales,
+                first_tile,
+                unit + slot * WARPS,
+                last,
+                lane,
+                units_k,
+                has,
+                WIDTHS,
+                RULE,
+                GROUP,
+                BITS,
+                TILES_N,
+                CODE,
+            ),
+        )
+    totals = _no_sums(WARPS, TILES_M * TILES_N)
+    if PDL:
+        # Weights are older than any kernel that may still run; x is not.
+        gdc_wait()
+    ahead = _load_x(x_ptr, lane_rows, unit, last, lane, k, stride_x, EVEN_K, TILES_M, CODE)
+    steps = tl.cdiv(last - first, WARPS * DEPTH)
+    for step in tl.range(0, steps, num_stages=1):
+        for slot in tl.static_range(DEPTH):
+            if AHEAD:
+                x = ahead
+                ahead = _load_x(x_ptr, lane_rows, unit + (slot + 1) * WARPS, last, lane, k, stride_x, EVEN_K, TILES_M, CODE)
+            else:
+                x = _load_x(x_ptr, lane_rows, unit + slot * WARPS, last, lane, k, stride_x, EVEN_K, TILES_M, CODE)
+            for index in tl.static_range(len(WIDTHS)):
+                if len(WIDTHS) == 1:
+                    totals = _use_unit(
+                        slots[slot], x, totals, sum_widths, WIDTHS[index], False, RULE, GROUP, TILES_M, TILES_N, CODE
+                    )
                 else:
-                    part = tl.dot(weight, x)
-                total += part * (group_scales[index * (8 // TILES) + group].to(tl.float32) * factor(WIDTH, RULE, CODE))[:, None]
-    return total
+                    if has[index]:
+                        totals = _use_unit(
+                            slots[slot], x, totals, sum_widths, WIDTHS[index], True, RULE, GROUP, TILES_M, TILES_N, CODE
+                        )
+            # Loads after the last step would keep its end waiting.
+            if step + 1 < steps:
+                slots = _with(
+                    slots,
+                    slot,
+                    _load_tiles(
+                        plane0,
+                        plane1,
+                        plane2,
+                        plane3,
+                        plane4,
+                        scales,
+                        first_tile,
+                        unit + (DEPTH + slot) * WARPS,
+                        last,
+                        lane,
+                        units_k,
+                        has,
+                        WIDTHS,
+                        RULE,
+                        GROUP,
+                        BITS,
+                        TILES_N,
+                        CODE,
+                    ),
+                    DEPTH,
+                )
+        unit += WARPS * DEPTH
+    return totals
+
+
+@triton.constexpr_function
+def _alone(width):
+    return (width,)
 
 
 @triton.jit
-def _side_by_side(tiles, START: tl.constexpr, TILES: tl.constexpr, BLOCK_N: tl.constexpr):
-    """TILES adjacent tiles as one, [BLOCK_N, 32 * TILES]: one product with a long K costs less than several."""
-    if TILES == 1:
-        result = tiles[START]
-    elif TILES == 2:
-        result = tl.join(tiles[START], tiles[START + 1]).permute(0, 2, 1).reshape(BLOCK_N, 64)
-    else:
-        lower, upper = tl.join(tiles[START], tiles[START + 1]), tl.join(tiles[START + 2], tiles[START + 3])
-        result = tl.join(lower, upper).permute(0, 3, 2, 1).reshape(BLOCK_N, 128)
-    return result
+def _no_sums(WARPS: tl.constexpr, COUNT: tl.constexpr):
+    """Zeros, as lanes hold sums."""
+    zero = tl.zeros((32 * WARPS,), tl.float32)
+    sums = ()
+    for _ in tl.static_range(COUNT):
+        sums = sums + ((zero, zero, zero, zero),)
+    return sums
 
 
 @triton.jit
-def _load_scales(scale_ptr, group, n_padded, GROUP: tl.constexpr, GROUPS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Scales of GROUPS groups from ``group`` on, each [BLOCK_N]; ones if there is one scale per channel."""
+def _only_width(has, WIDTHS: tl.constexpr):
+    """The width of all rows, or 0 if they have several or none."""
+    only, count = 0, 0
+    for index in tl.static_range(len(WIDTHS)):
+        only = tl.where(has[index], WIDTHS[index], only)
+        count += has[index].to(tl.int32)
+    return tl.where(count == 1, only, 0)
+
+
+@triton.jit
+def _with(slots, SLOT: tl.constexpr, value, DEPTH: tl.constexpr):
+    """The slots, one of them replaced."""
     result = ()
-    for index in tl.static_range(GROUPS):
-        if GROUP == -1:
-            result = result + (tl.full((BLOCK_N,), 1.0, tl.float32),)
-        else:
-            result = result + (tl.load(scale_ptr + (group + index) * n_padded),)
+    for index in tl.static_range(DEPTH):
+        result = result + (value if index == SLOT else slots[index],)
     return result
 
 
 @triton.jit
-def _of_half(words, half_block, HALVES: tl.constexpr):
-    """Words of a one-bit plane such that the bits of this half block lie where half 0 has them."""
-    if HALVES == 1:
-        words = words >> (half_block % 2).to(words.dtype)
-    return words
+def _share(units_k, SPLIT: tl.constexpr):
+    """First and end of this program's units of K."""
+    split = tl.program_id(2)
+    return split * units_k // SPLIT, (split + 1) * units_k // SPLIT
 
 
 @triton.jit
-def _load_x(x_tile, start, row_mask, group_k, k, EVEN_K: tl.constexpr):
-    """x.T, [columns of a group, BLOCK_M]; 0 outside."""
-    if EVEN_K:
-        x = tl.load(x_tile + start, mask=row_mask[None, :], other=0.0)
+def _load_tiles(
+    plane0, plane1, plane2, plane3, plane4, scales, first_tile, unit, last, lane, units_k, has,
+    WIDTHS: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr, BITS: tl.constexpr, TILES_N: tl.constexpr,
+    CODE: tl.constexpr,
+):  # fmt: skip
+    tiles = ()
+    for index in tl.static_range(TILES_N):
+        tiles = tiles + (
+            _load_tile(
+                plane0,
+                plane1,
+                plane2,
+                plane3,
+                plane4,
+                scales,
+                first_tile + index,
+                unit,
+                unit < last,
+                lane,
+                units_k,
+                has,
+                WIDTHS,
+                RULE,
+                GROUP,
+                BITS,
+                CODE,
+            ),
+        )
+    return tiles
+
+
+@triton.jit
+def _load_tile(
+    plane0, plane1, plane2, plane3, plane4, scales, tile, unit, mask, lane, units_k, has,
+    WIDTHS: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr,
+):  # fmt: skip
+    """Words and scales of a unit: (words, scales of outputs g and g + 8 per group). Scales of no unit are 0."""
+    mask3 = _needed(mask, has, WIDTHS, RULE, 3)
+    mask4 = _needed(mask, has, WIDTHS, RULE, 4)
+    mask6 = _needed(mask, has, WIDTHS, RULE, 6)
+    mask8 = _needed(mask, has, WIDTHS, RULE, 8)
+    words = load_unit(
+        plane0, plane1, plane2, plane3, plane4, tile * units_k + unit, lane, mask, mask3, mask4, mask6, mask8, BITS, CODE
+    )
+    pairs = ()
+    if GROUP == -1:
+        one = mask.to(tl.float32)
+        pairs = ((one, one),)
     else:
-        x = tl.load(x_tile + start, mask=row_mask[None, :] & ((start + group_k) < k)[:, None], other=0.0)
+        GROUPS: tl.constexpr = _UNIT_K // GROUP
+        for group in tl.static_range(GROUPS):
+            pairs = pairs + (load_scales(scales, ((tile * units_k + unit) * GROUPS + group) * 8 + lane // 4, mask),)
+    return (words, pairs)
+
+
+@triton.jit
+def _needed(mask, has, WIDTHS: tl.constexpr, RULE: tl.constexpr, BITS: tl.constexpr):
+    """``mask``, if a width that is there needs BITS bits or more."""
+    if len(WIDTHS) > 1:
+        needed = mask & False
+        for index in tl.static_range(len(WIDTHS)):
+            if bits_needed(WIDTHS[index], RULE) >= BITS:
+                needed = needed | (mask & has[index])
+        mask = needed
+    return mask
+
+
+@triton.jit
+def _load_x(x_ptr, rows, unit, last, lane, k, stride_x, EVEN_K: tl.constexpr, TILES_M: tl.constexpr, CODE: tl.constexpr):
+    """A lane's part of x for a unit: for each of four pieces and every 8 rows, four words."""
+    # A warp may have fewer units than others. Its scales are 0 then, but x must be numbers.
+    column = tl.minimum(unit, last - 1) * (_UNIT_K // 2) + lane % 4 * 4
+    x = ()
+    for piece in tl.static_range(4):
+        words = ()
+        for tile in tl.static_range(TILES_M):
+            place = rows[tile] * (stride_x // 2) + column
+            if EVEN_K:
+                words = words + (load_four(x_ptr, place + piece * 16, False, CODE),)
+            else:
+                words = words + (load_four_or_zero(x_ptr, place + piece * 16, column + piece * 16 < k // 2, CODE),)
+        x = x + (words,)
     return x
 
 
-@triton.jit(do_not_specialize=["m", "blocks"])
+@triton.jit
+def _use_unit(
+    tiles, x, totals, sum_widths,
+    WIDTH: tl.constexpr, SEVERAL: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr,
+    TILES_M: tl.constexpr, TILES_N: tl.constexpr, CODE: tl.constexpr,
+):  # fmt: skip
+    """totals plus the products of a unit, its weights read at WIDTH; only for rows of that width if there are several."""
+    PIECES: tl.constexpr = 4 if GROUP == -1 else GROUP // 32
+    zero = tl.zeros_like(totals[0][0])
+    for group in tl.static_range(4 // PIECES):
+        sums = ()
+        for _ in tl.static_range(TILES_M * TILES_N):
+            sums = sums + ((zero, zero, zero, zero),)
+        for part in tl.static_range(PIECES):
+            result = ()
+            for tile_n in tl.static_range(TILES_N):
+                pairs = piece_weights(tiles[tile_n][0], group * PIECES + part, WIDTH, RULE, CODE)
+                for tile_m in tl.static_range(TILES_M):
+                    result = result + (
+                        multiply(
+                            pairs,
+                            x[group * PIECES + part][tile_m],
+                            sums[tile_n * TILES_M + tile_m],
+                            num_terms(WIDTH, RULE),
+                            part == 0,
+                            CODE,
+                        ),
+                    )
+            sums = result
+        scaled = ()
+        for tile_n in tl.static_range(TILES_N):
+            upper, lower = both_scales(tiles[tile_n][1][group])
+            for tile_m in tl.static_range(TILES_M):
+                total, part_sums = totals[tile_n * TILES_M + tile_m], sums[tile_n * TILES_M + tile_m]
+                scaled = scaled + (_add_scaled(total, part_sums, upper, lower, sum_widths[tile_m], WIDTH, SEVERAL),)
+        totals = scaled
+    return totals
+
+
+@triton.jit
+def _add_scaled(total, sums, upper, lower, widths, WIDTH: tl.constexpr, SEVERAL: tl.constexpr):
+    """A lane's four sums, scaled, added to its totals; those of rows that have another width stay."""
+    first, second = total[0] + sums[0] * upper, total[1] + sums[1] * upper
+    third, fourth = total[2] + sums[2] * lower, total[3] + sums[3] * lower
+    if SEVERAL:
+        even, odd = widths[0] == WIDTH, widths[1] == WIDTH
+        first, second = tl.where(even, first, total[0]), tl.where(odd, second, total[1])
+        third, fourth = tl.where(even, third, total[2]), tl.where(odd, fourth, total[3])
+    return (first, second, third, fourth)
+
+
+@triton.jit
+def _as_tiles(totals, TILES_M: tl.constexpr, TILES_N: tl.constexpr, WARPS: tl.constexpr):
+    """Sums as lanes hold them -> [WARPS, 16 * TILES_N, 8 * TILES_M]."""
+    rows_of_tiles = ()
+    for tile_n in tl.static_range(TILES_N):
+        tiles = ()
+        for tile_m in tl.static_range(TILES_M):
+            sums = totals[tile_n * TILES_M + tile_m]
+            upper, lower = tl.join(sums[0], sums[1]), tl.join(sums[2], sums[3])
+            # warp, g, j, odd row, output + 8
+            lanes = tl.join(upper, lower).reshape(WARPS, 8, 4, 2, 2)
+            tiles = tiles + (lanes.permute(0, 4, 1, 2, 3).reshape(WARPS, 16, 8),)
+        rows_of_tiles = rows_of_tiles + (_side_by_side(tiles, TILES_M, WARPS, 16),)
+    if TILES_N == 1:
+        result = rows_of_tiles[0]
+    elif TILES_N == 2:
+        result = tl.join(rows_of_tiles[0], rows_of_tiles[1]).permute(0, 3, 1, 2).reshape(WARPS, 32, 8 * TILES_M)
+    else:
+        pairs = tl.join(tl.join(rows_of_tiles[0], rows_of_tiles[1]), tl.join(rows_of_tiles[2], rows_of_tiles[3]))
+        result = pairs.permute(0, 4, 3, 1, 2).reshape(WARPS, 64, 8 * TILES_M)
+    return result
+
+
+@triton.jit
+def _side_by_side(tiles, TILES: tl.constexpr, WARPS: tl.constexpr, N: tl.constexpr):
+    """TILES tiles [WARPS, N, 8] as one, [WARPS, N, 8 * TILES]."""
+    if TILES == 1:
+        result = tiles[0]
+    elif TILES == 2:
+        result = tl.join(tiles[0], tiles[1]).permute(0, 1, 3, 2).reshape(WARPS, N, 16)
+    else:
+        result = tl.join(tl.join(tiles[0], tiles[1]), tl.join(tiles[2], tiles[3]))
+        result = result.permute(0, 1, 4, 3, 2).reshape(WARPS, N, 32)
+    return result
+
+
+@triton.jit
+def _plain_sums(
+    x_ptr, plane0, plane1, plane2, plane3, plane4, scales, row_widths, rows, row_mask, first_tile, first, last, units_k, k,
+    stride_x, WIDTHS: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """What ``_program_sums`` adds up to, [BLOCK_N, BLOCK_M], in plain Triton for its interpreter."""
+    total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    outputs = first_tile * 16 + tl.arange(0, BLOCK_N)
+    SIZE: tl.constexpr = _UNIT_K if GROUP == -1 else GROUP
+    for start in tl.range(first * _UNIT_K, last * _UNIT_K, SIZE):
+        columns = start + tl.arange(0, SIZE)
+        part = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+        for index in tl.static_range(len(WIDTHS)):
+            mask = row_mask[None, :] & (columns < k)[:, None]
+            if len(WIDTHS) > 1:
+                mask = mask & (row_widths == WIDTHS[index])[None, :]
+            x = tl.load(x_ptr + rows[None, :] * stride_x + columns[:, None], mask=mask, other=0.0).to(tl.float32)
+            weight = plain_weights(
+                plane0, plane1, plane2, plane3, plane4, outputs[:, None], columns[None, :], units_k, WIDTHS[index], RULE
+            )
+            part += tl.dot(weight / factor(RULE), x, input_precision="ieee")
+        if GROUP != -1:
+            groups = units_k * (_UNIT_K // SIZE)
+            part *= plain_scales(scales, outputs, start // SIZE, groups)[:, None]
+        total += part
+    return total
+
+
+@triton.jit(do_not_specialize=["m", "units_k"])
 def _gemm_kernel(
     x_ptr, plane0, plane1, plane2, plane3, plane4, scales, bias, y_ptr, workspace, locks,
     token_profiles, profile_widths, row_order, done_width,
-    m, n, n_padded, k, blocks, stride_x,
+    m, n, n_padded, k, units_k, stride_x,
     WIDTHS: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr, EVEN_K: tl.constexpr, HAS_BIAS: tl.constexpr,
-    ORDERED: tl.constexpr, SOME_DONE: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    STAGES: tl.constexpr, HALVES: tl.constexpr, PDL: tl.constexpr, CODE: tl.constexpr,
+    ORDERED: tl.constexpr, SOME_DONE: tl.constexpr, SPLIT: tl.constexpr, TILES_M: tl.constexpr, TILES_N: tl.constexpr,
+    WARPS: tl.constexpr, DEPTH: tl.constexpr, PDL: tl.constexpr, CODE: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (row tiles * column tiles, SPLIT), row tiles fastest, so that those that read the same planes run together."""
-    row_tiles = tl.cdiv(m, BLOCK_M)
-    row_tile = tl.program_id(0) % row_tiles
-    column_tile = tl.program_id(0) // row_tiles
-    split = tl.program_id(1)
-    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    """Grid: (row tiles, tiles of outputs, SPLIT), row tiles fastest, so that those that read the same planes run together."""
+    BLOCK_M: tl.constexpr = 8 * TILES_M
+    BLOCK_N: tl.constexpr = 16 * TILES_N
+    row_tile = tl.program_id(0)
     rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     row_mask = rows < m
-    columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    first = split * blocks // SPLIT * (2 // HALVES)
-    last = (split + 1) * blocks // SPLIT * (2 // HALVES)
     if PDL:
         # The kernel may have been started before the one before it ended. What is read until the wait must be older than
         # that one: weights always are, and the step's row data are written ahead of all layers.
         gdc_launch_dependents()
-    if ORDERED:
-        rows = tl.load(row_order + rows, mask=row_mask, other=0)
-        # Whatever the order holds, nothing outside of x and y is touched.
-        row_mask = row_mask & (rows < m)
-    if len(WIDTHS) == 1:
-        if PDL:
-            gdc_wait()
-        total = _accumulate(
-            x_ptr, plane0, plane1, plane2, plane3, plane4, scales, rows, row_mask, columns, first, last, n_padded, k, stride_x,
-            WIDTHS[0], RULE, GROUP, EVEN_K, BLOCK_M, BLOCK_N, STAGES, HALVES, DTYPE, CODE,
+    rows, row_mask = _ordered(row_order, rows, row_mask, m, ORDERED)
+    row_widths = rows
+    has = ()
+    if len(WIDTHS) > 1:
+        row_widths, row_mask = _widths_of(token_profiles, profile_widths, done_width, rows, row_mask, SOME_DONE)
+        for index in tl.static_range(len(WIDTHS)):
+            has = has + (tl.max((row_widths == WIDTHS[index]).to(tl.int32), 0) > 0,)
+    if CODE is None:
+        first, last = _share(units_k, SPLIT)
+        total = _plain_sums(
+            x_ptr, plane0, plane1, plane2, plane3, plane4, scales, row_widths, rows, row_mask, tl.program_id(1) * TILES_N,
+            first, last, units_k, k, stride_x, WIDTHS, RULE, GROUP, BLOCK_M, BLOCK_N,
         )  # fmt: skip
     else:
-        profiles = tl.load(token_profiles + rows, mask=row_mask, other=0)
-        row_widths = tl.load(profile_widths + profiles, mask=row_mask, other=0)
-        if PDL:
-            gdc_wait()
-        if SOME_DONE:
-            # Those rows have no width here, so nothing is computed for them.
-            row_mask = row_mask & (row_widths != tl.load(done_width))
-            row_widths = tl.where(row_mask, row_widths, 0)
-        total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-        # The widest first: what narrower ones read again is then in the cache.
-        for index in tl.static_range(len(WIDTHS) - 1, -1, -1):
-            if tl.max((row_widths == WIDTHS[index]).to(tl.int32), 0) > 0:
-                of_width = _accumulate(
-                    x_ptr, plane0, plane1, plane2, plane3, plane4, scales, rows, row_mask, columns, first, last, n_padded, k,
-                    stride_x, WIDTHS[index], RULE, GROUP, EVEN_K, BLOCK_M, BLOCK_N, STAGES, HALVES, DTYPE, CODE,
+        # Of every 8 rows, a lane reads its part of one of x, and has sums of two.
+        lane = tl.arange(0, 32 * WARPS) % 32
+        lane_rows, sum_widths = (), ()
+        for tile in tl.static_range(TILES_M):
+            lane_row = row_tile * BLOCK_M + 8 * tile + lane // 4
+            lane_row, lane_mask = _ordered(row_order, lane_row, lane_row < m, m, ORDERED)
+            # Rows that do not exist may have any result; reading the first is as good.
+            lane_rows = lane_rows + (tl.where(lane_mask, lane_row, 0).to(tl.int64),)
+            widths = ()
+            if len(WIDTHS) > 1:
+                for odd in tl.static_range(2):
+                    sum_row = row_tile * BLOCK_M + 8 * tile + lane % 4 * 2 + odd
+                    sum_row, sum_mask = _ordered(row_order, sum_row, sum_row < m, m, ORDERED)
+                    width, _ = _widths_of(token_profiles, profile_widths, done_width, sum_row, sum_mask, SOME_DONE)
+                    widths = widths + (width,)
+            sum_widths = sum_widths + (widths,)
+        words = x_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+        first_tile = tl.program_id(1) * TILES_N
+        if len(WIDTHS) == 1:
+            sums = _program_sums(
+                words, plane0, plane1, plane2, plane3, plane4, scales, sum_widths, has, lane_rows, first_tile, units_k, k,
+                stride_x, WIDTHS, RULE, GROUP, EVEN_K, SPLIT, TILES_M, TILES_N, WARPS, DEPTH, PDL, CODE,
+            )  # fmt: skip
+        else:
+            # Rows of one width have a loop of their own, which is half as long as that for rows of several.
+            only = _only_width(has, WIDTHS)
+            if only == 0:
+                sums = _program_sums(
+                    words, plane0, plane1, plane2, plane3, plane4, scales, sum_widths, has, lane_rows, first_tile, units_k, k,
+                    stride_x, WIDTHS, RULE, GROUP, EVEN_K, SPLIT, TILES_M, TILES_N, WARPS, DEPTH, PDL, CODE,
                 )  # fmt: skip
-                total = tl.where((row_widths == WIDTHS[index])[None, :], of_width, total)
-    out = rows[None, :].to(tl.int64) * n + columns[:, None]
-    out_mask = row_mask[None, :] & (columns < n)[:, None]
+            else:
+                sums = _no_sums(WARPS, TILES_M * TILES_N)
+            for index in tl.static_range(len(WIDTHS)):
+                if only == WIDTHS[index]:
+                    sums = _program_sums(
+                        words, plane0, plane1, plane2, plane3, plane4, scales, sum_widths, has, lane_rows, first_tile, units_k,
+                        k, stride_x, _alone(WIDTHS[index]), RULE, GROUP, EVEN_K, SPLIT, TILES_M, TILES_N, WARPS, DEPTH, PDL,
+                        CODE,
+                    )  # fmt: skip
+        parts = _as_tiles(sums, TILES_M, TILES_N, WARPS)
+        total = tl.sum(parts, 0)
+    _put(
+        total, scales, bias, y_ptr, workspace, locks, rows, row_mask, m, n, n_padded, RULE, GROUP, HAS_BIAS, SPLIT, BLOCK_M,
+        BLOCK_N,
+    )  # fmt: skip
+
+
+@triton.jit
+def _put(
+    total, scales, bias, y_ptr, workspace, locks, rows, row_mask, m, n, n_padded,
+    RULE: tl.constexpr, GROUP: tl.constexpr, HAS_BIAS: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Write the sums of a tile [BLOCK_N, BLOCK_M]; if K is split, the last program to arrive does, for all."""
+    tile = tl.program_id(1)
+    total *= factor(RULE)
+    outputs = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    out = rows[None, :].to(tl.int64) * n + outputs[:, None]
+    out_mask = row_mask[None, :] & (outputs < n)[:, None]
     if SPLIT > 1:
         # Every program leaves its sum; the last one to arrive adds them, always in the order of K.
-        place = rows[None, :].to(tl.int64) * n_padded + columns[:, None]
+        place = rows[None, :].to(tl.int64) * n_padded + outputs[:, None]
         share = m.to(tl.int64) * n_padded
-        tl.store(workspace + split * share + place, total, mask=row_mask[None, :])
+        lock = locks + tile * tl.num_programs(0) + tl.program_id(0)
+        tl.store(workspace + tl.program_id(2) * share + place, total, mask=row_mask[None, :])
         tl.debug_barrier()
-        arrived = tl.atomic_add(locks + tl.program_id(0), 1, sem="acq_rel")
+        arrived = tl.atomic_add(lock, 1, sem="acq_rel")
         if arrived == SPLIT - 1:
             total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
             for other in tl.static_range(SPLIT):
                 total += tl.load(workspace + other * share + place, mask=row_mask[None, :], cache_modifier=".cg")
-            tl.store(locks + tl.program_id(0), 0)
-            _finish(total, scales, bias, y_ptr, columns, out, out_mask, n, GROUP, HAS_BIAS)
+            tl.store(lock, 0)
+            _finish(total, scales, bias, y_ptr, outputs, out, out_mask, n, GROUP, HAS_BIAS)
     else:
-        _finish(total, scales, bias, y_ptr, columns, out, out_mask, n, GROUP, HAS_BIAS)
+        _finish(total, scales, bias, y_ptr, outputs, out, out_mask, n, GROUP, HAS_BIAS)
 
 
 @triton.jit
-def _finish(total, scales, bias, y_ptr, columns, out, out_mask, n, GROUP: tl.constexpr, HAS_BIAS: tl.constexpr):
+def _ordered(row_order, rows, mask, m, ORDERED: tl.constexpr):
+    """Rows by their place in the order, and which of them exist."""
+    if ORDERED:
+        rows = tl.load(row_order + rows, mask=mask, other=0)
+        # Whatever the order holds, nothing outside of x and y is touched.
+        mask = mask & (rows < m)
+    return rows, mask
+
+
+@triton.jit
+def _widths_of(token_profiles, profile_widths, done_width, rows, mask, SOME_DONE: tl.constexpr):
+    """Widths of rows, 0 for those that have none here, and which have one."""
+    profiles = tl.load(token_profiles + rows, mask=mask, other=0)
+    widths = tl.load(profile_widths + profiles, mask=mask, other=0)
+    if SOME_DONE:
+        mask = mask & (widths != tl.load(done_width))
+        widths = tl.where(mask, widths, 0)
+    return widths, mask
+
+
+@triton.jit
+def _finish(total, scales, bias, y_ptr, outputs, out, out_mask, n, GROUP: tl.constexpr, HAS_BIAS: tl.constexpr):
     if GROUP == -1:
-        total *= tl.load(scales + columns).to(tl.float32)[:, None]
+        total *= plain_scales(scales, outputs, 0, 1)[:, None]
     if HAS_BIAS:
-        total += tl.load(bias + columns, mask=columns < n, other=0.0).to(tl.float32)[:, None]
+        total += tl.load(bias + outputs, mask=outputs < n, other=0.0).to(tl.float32)[:, None]
     tl.store(y_ptr + out, total.to(y_ptr.dtype.element_ty), mask=out_mask)
 
 
@@ -237,28 +554,35 @@ def sliced_gemm(
     Returns:
         [M, N], dtype of x.
     """
+    x = _readable(x)
     m, k = x.shape
-    if x.stride(1) != 1:
-        x = x.contiguous()
     y = x.new_empty(m, n) if done is None else done[1]
-    n_padded = scales.shape[1]
-    blocks = planes[0].shape[0]
-    split = min(config.split_k, blocks)
+    n_padded, units_k = scales.shape[0] * UNIT_N, planes[0].shape[1]
+    split = min(config.split_k, units_k)
     workspace = x.new_empty((split, m, n_padded), dtype=torch.float32) if split > 1 else y
     given = [*planes, *[planes[0]] * (len(PLANE_WIDTHS) - len(planes))]
     code = lane_code(x)
     pdl = config.pdl and code is not None
-    grid = (triton.cdiv(m, config.block_m) * (n_padded // config.block_n), split)
+    grid = (triton.cdiv(m, config.block_m), n_padded // config.block_n, split)
     _gemm_kernel[grid](
         x, *given, scales, y if bias is None else bias, y, workspace, locks, token_profiles, profile_widths,
         token_profiles if row_order is None else row_order, token_profiles if done is None else done[0],
-        m, n, n_padded, k, blocks, x.stride(0),
-        WIDTHS=tuple(widths), RULE=rule, GROUP=group_size, EVEN_K=k % BLOCK_K == 0, HAS_BIAS=bias is not None,
-        ORDERED=row_order is not None and m > config.block_m, SOME_DONE=done is not None, SPLIT=split, BLOCK_M=config.block_m,
-        BLOCK_N=config.block_n, STAGES=config.num_stages, HALVES=config.step // (BLOCK_K // 2), PDL=pdl, CODE=code,
-        num_warps=config.num_warps, maxnreg=config.max_registers, launch_pdl=pdl,
+        m, n, n_padded, k, units_k, x.stride(0),
+        WIDTHS=tuple(widths), RULE=rule, GROUP=group_size, EVEN_K=k % UNIT_K == 0, HAS_BIAS=bias is not None,
+        ORDERED=row_order is not None and m > config.block_m, SOME_DONE=done is not None, SPLIT=split,
+        TILES_M=config.block_m // MIN_BLOCK_M, TILES_N=config.block_n // UNIT_N, WARPS=config.num_warps, DEPTH=config.depth,
+        PDL=pdl, CODE=code, num_warps=config.num_warps, maxnreg=config.max_registers, launch_pdl=pdl,
     )  # fmt: skip
     return y
+
+
+def _readable(x: torch.Tensor) -> torch.Tensor:
+    """``x`` such that the kernel may read 8 columns at a time: a copy if addresses of rows are no multiples of 16 bytes."""
+    k = x.shape[1]
+    if k % 8:
+        return torch.nn.functional.pad(x, (0, padded(k, 8) - k))
+    aligned = x.stride(1) == 1 and x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0
+    return x if aligned else x.clone(memory_format=torch.contiguous_format)
 
 
 def lane_code(x: torch.Tensor) -> LaneCode | None:

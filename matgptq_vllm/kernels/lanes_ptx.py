@@ -1,39 +1,52 @@
-"""PTX for turning words of the kernel layout into weights: one word per plane in, eight pairs of weights out.
+"""PTX for turning words of the kernel layout into weights: one word per plane in, eight pairs of weights out, a piece's share
+of one lane, in the order of the left operands of its two tensor core products. Triton's own code would handle one weight
+per instruction; this handles two or more, with lop3 and packed floating point. (prmt as a table is slower on Hopper.)
 
-Triton's own code would handle one weight per instruction; this handles two or four, with lop3, prmt and packed floating
-point. It is used through ``inline_asm_elementwise`` on int16 tensors with ``pack=2``: a register is the word of two columns.
+The bits of a magnitude go into the mantissa of a number v = BASE + magnitude, with the middle of what the width does not
+read, on which exact arithmetic follows. ``nested`` subtracts a constant. ``curved`` completes the square:
+bend(a) = FACTOR * a * (a + 640/3) = FACTOR * ((a + 320/3)^2 - (320/3)^2), one packed addition, which is exact, and one fma;
+both constants are rounded to what the type holds, such that levels are nearest. ``round`` adds half a step to the magnitude
+and clears what is below a step. The sign is put in last, which is why the layout has codes as sign and magnitude.
 
-Values decided by 2 or 3 bits come from a table: prmt looks up four at a time, low bytes and high bytes apart. Others are
-made by putting bits into the mantissa of a number: v = BASE + 8 * (bits 7..4), and u = BASE + 8 * (bits 3..0), from which
-exact arithmetic gives x, half of the straight level. ``nested`` and ``round`` end with x, whose factor is 2. ``curved`` ends
-with x * (|x| + C): bend(2x) is 3/256 * x * (|x| + 320/3). The sum and the product are rounded to the type, which matters in
-bfloat16, so C and the factor are fitted to the levels that result (0.1 to 0.2% from the exact ones in bfloat16).
+At 2 bits, which are two signs' worth, ``nested`` and ``curved`` weights are the sum of two terms +-a and +-b, each of which
+takes one instruction per pair; the tensor cores add them up.
+
+Weights of all widths of a rule are in the same unit, ``FACTOR`` levels, so that sums of all widths are scaled alike.
 """
 
 import hashlib
 import struct
-from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
 import torch
 
 from matgptq_vllm.core.precision import PARENT_WIDTH, WIDTHS
-from matgptq_vllm.core.slicing import SLICE_RULES, SliceRule, bend, levels
+from matgptq_vllm.core.slicing import BEND_SQUARE, SLICE_RULES, SliceRule, levels
 
 HELD_BITS = (2, 3, 4, 6, 8)
 """Bits that prefixes of the kernel planes hold."""
 
-FIELDS = 8
-"""Pairs of weights in a word of a two-bit plane, and in half of one of a one-bit plane."""
+PAIRS = 8
+"""Of weights, per lane and piece."""
+
+FACTOR: dict[SliceRule, float] = {"nested": 1.0, "curved": BEND_SQUARE, "round": 1.0}
+"""Levels per unit of the weights."""
 
 _TORCH = {"bf16": torch.bfloat16, "f16": torch.float16}
 
 _BASE = {"bf16": 128.0, "f16": 1024.0}
-"""Numbers whose mantissa's lowest bit is worth 1, so that bits 6..0 of the low byte hold an integer."""
+"""Numbers whose mantissa's lowest bit is worth 1, so that the low byte holds an integer."""
 
-EVEN_PAIRS = 0xCCCCCCCC
-"""Of every four bits, the upper two."""
+_AND = "0xC0"
+_XNOR = "0xC3"
+"""~(a ^ b)"""
+_AND_OR = "0xEA"
+"""(a & b) | c"""
+_SELECT = "0xE4"
+"""a where c is 1, b where it is 0"""
+_XOR_AND = "0x78"
+"""a ^ (b & c)"""
 
 
 class Assembly(NamedTuple):
@@ -43,33 +56,50 @@ class Assembly(NamedTuple):
     constraints: str
 
 
-@dataclass(frozen=True)
-class LaneCode:
+class LaneCode(str):
     """The assembly for activations of one type, as a compile-time argument of Triton kernels.
+
+    It is text, the type's name and a digest of all assembly: Triton keeps compiled kernels under it, and programs that watch
+    Triton compile, as vLLM does, write it down as JSON.
 
     Args:
         dtype: "bf16" or "f16", the type's name in PTX.
     """
 
+    __slots__ = ("dtype",)
+
     dtype: str
 
-    def __post_init__(self) -> None:
-        if self.dtype not in _TORCH:
-            raise ValueError(f"weights can be made in bf16 or f16, not in {self.dtype!r}")
+    def __new__(cls, dtype: str) -> "LaneCode":
+        if dtype not in _TORCH:
+            raise ValueError(f"weights can be made in bf16 or f16, not in {dtype!r}")
+        code = super().__new__(cls, f"{dtype} {_digest(dtype)}")
+        code.dtype = dtype
+        return code
 
     def weights(self, width: int, half: int, rule: SliceRule) -> Assembly:
         """``weights`` for this type."""
         return weights(width, half, rule, self.dtype)
 
-    def factor(self, width: int, rule: SliceRule) -> float:
-        """``level_factor`` for this type."""
-        return level_factor(width, rule, self.dtype)
+    def product(self, first: bool) -> Assembly:
+        """``product`` for this type."""
+        return product(self.dtype, first)
 
-    @property
-    def cache_key(self) -> str:
-        """Digest of all assembly: Triton keeps compiled kernels under it."""
-        texts = [self.weights(width, half, rule).text for width in WIDTHS for half in (0, 1) for rule in SLICE_RULES]
-        return hashlib.sha256("".join(texts).encode()).hexdigest()
+    def load(self, masked: bool, once: bool) -> Assembly:
+        """``load``, which is the same for all types."""
+        return load(masked, once)
+
+    def load_two(self) -> Assembly:
+        """``load_two``, which is the same for all types."""
+        return load_two()
+
+
+@cache
+def _digest(dtype: str) -> str:
+    texts = [weights(width, half, rule, dtype).text for width in WIDTHS for half in (0, 1) for rule in SLICE_RULES]
+    texts += [text for flag in (False, True) for text in (product(dtype, flag).text, load(flag, not flag).text)]
+    texts.append(load_two().text)
+    return hashlib.sha256("".join(texts).encode()).hexdigest()[:16]
 
 
 def bits_needed(width: int, rule: str) -> int:
@@ -79,48 +109,81 @@ def bits_needed(width: int, rule: str) -> int:
     return next(held for held in HELD_BITS if held >= bits)
 
 
-def level_factor(width: int, rule: SliceRule, dtype: str) -> float:
-    """What the result of ``weights`` is multiplied with to give levels of ``core.slicing``."""
-    if bits_needed(width, rule) <= 3:
-        return 1.0
-    return curve(width, dtype)[1] if rule == "curved" else 2.0
+def product(dtype: str, first: bool) -> Assembly:
+    """One tensor core product: four words of weights, two of x and, unless it is the ``first``, four sums -> the new sums.
 
-
-@cache
-def curve(width: int, dtype: str) -> tuple[float, float]:
-    """C and the factor with which factor * x * (|x| + C), computed in ``dtype``, is nearest to ``bend`` over all levels.
-
-    Nearest in the sum of squares.
+    Sums are float32.
     """
-    torch_type = _TORCH[dtype]
-    straight = (torch.arange(1 << width, dtype=torch.float64) + 0.5) * 2.0 ** (PARENT_WIDTH - width) - 128
-    exact, x = bend(straight), straight / 2
-    best = (float("inf"), 0.0, 0.0)
-    for constant in torch.linspace(100, 114, 225).to(torch_type).unique().double().tolist():
-        curved = (x * (x.abs() + constant).to(torch_type).double()).to(torch_type).double()
-        factor = (curved @ exact / (curved @ curved)).item()
-        error = (factor * curved - exact).square().sum().item()
-        best = min(best, (error, constant, factor))
-    return best[1], best[2]
+    sums = "zero, zero, zero, zero" if first else "$10, $11, $12, $13"
+    lines = [".reg .f32 zero;", "mov.f32 zero, 0f00000000;"] if first else []
+    instruction = f"mma.sync.aligned.m16n8k16.row.col.f32.{dtype}.{dtype}.f32"
+    lines.append(f"{instruction} {{$0, $1, $2, $3}}, {{$4, $5, $6, $7}}, {{$8, $9}}, {{{sums}}};")
+    return Assembly("\n".join(["{", *lines, "}"]), ",".join(["=f"] * 4 + ["r"] * 6 + ["f"] * (0 if first else 4)))
+
+
+def load(masked: bool, once: bool) -> Assembly:
+    """An address -> four adjacent words; if ``masked`` also whether to read it, else they are 0.
+
+    Args:
+        once: for words that are read only once, and never written meanwhile: they need no place in the first cache.
+    """
+    instruction = f"ld.global{'.nc.L1::no_allocate' if once else ''}.v4.b32 {{$0, $1, $2, $3}}, [$4];"
+    if not masked:
+        return Assembly(instruction, "=r,=r,=r,=r,l")
+    lines = [".reg .pred wanted;", "setp.ne.b32 wanted, $5, 0;", *(f"mov.b32 ${word}, 0;" for word in range(4))]
+    return Assembly("\n".join(["{", *lines, f"@wanted {instruction}", "}"]), "=&r,=&r,=&r,=&r,l,r")
+
+
+def load_two() -> Assembly:
+    """An address -> two adjacent words that are read only once, and never written meanwhile."""
+    return Assembly("ld.global.nc.L1::no_allocate.v2.b32 {$0, $1}, [$2];", "=r,=r,l")
+
+
+def num_terms(width: int, rule: str) -> int:
+    """How many products a pair of weights takes part in: their terms add up to the weights."""
+    return 2 if width == 2 and rule != "round" else 1
 
 
 @cache
 def weights(width: int, half: int, rule: SliceRule, dtype: str) -> Assembly:
-    """Words of as many planes as the width needs -> the weights of the eight tiles of one half of a block.
+    """Words of as many planes as the width needs -> 8 pairs of weights of one piece per term, four for each product.
 
     Args:
-        half: which half; it matters for one-bit planes, whose words serve both.
+        half: the piece's number modulo 2; it matters for one-bit planes, whose words serve two pieces.
         dtype: "bf16" or "f16".
     """
     bits = bits_needed(width, rule)
-    writer = _Writer(FIELDS, HELD_BITS.index(bits) + 1, dtype)
-    if bits == 2:
-        _from_table(writer, _two_bits(writer), _table(width, rule, bits, dtype))
-    elif bits == 3:
-        _from_table(writer, _three_bits(writer, half), _table(width, rule, bits, dtype))
+    writer = _Writer(PAIRS * num_terms(width, rule), HELD_BITS.index(bits) + 1, dtype)
+    if num_terms(width, rule) == 2:
+        _two_terms(writer, rule)
     else:
-        _by_arithmetic(writer, width, half, rule, bits)
+        for i in (0, 1):
+            words = _magnitudes(writer, i, half, bits, width, rule)
+            for pair, word in enumerate(words):
+                writer.output(4 * i + pair, _signed(writer, _value(writer, word, width, rule), i, pair, width, rule))
     return writer.assembly()
+
+
+@cache
+def curve(width: int, dtype: str) -> tuple[float, float]:
+    """(a, c) such that (v + a)^2 - c, v a magnitude in ``dtype``, is nearest to bend / FACTOR over all positive levels."""
+    torch_type = _TORCH[dtype]
+    magnitudes = _middles(width).double()
+    exact = levels((magnitudes.to(torch.uint8) | 128), width, "curved").double() / FACTOR["curved"]
+    best = (float("inf"), 0.0, 0.0)
+    for shift in torch.arange(105, 109, 1 / 8, dtype=torch.float64):
+        shifted = magnitudes + shift
+        summands = torch.cat([shifted, shift[None] - _BASE[dtype]])
+        if not torch.equal(summands.to(torch_type).double(), summands):
+            continue
+        wanted = (shifted.square() - exact).mean()
+        near = wanted.to(torch_type)
+        for constant in (near, torch.nextafter(near, near * 2), torch.nextafter(near, near / 2)):
+            found = (shifted.square() - constant.double()).to(torch_type).double()
+            # Most weights lie near 0, so that errors count relative to the level, but not without bound.
+            error = ((found - exact) / (exact + exact.mean() / 2)).square().sum().item()
+            best = min(best, (error, float(shift), float(constant)))
+    return best[1], best[2]
 
 
 class _Writer:
@@ -133,13 +196,7 @@ class _Writer:
         self._num_outputs = num_outputs
         self._lines: list[str] = []
         self._constants: dict[str, str] = {}
-        self._kept: dict[str, str] = {}
         self._registers = 0
-
-    def kept(self, value: int) -> str:
-        """A register that holds ``value`` all the time. Known constants are copied to a register before every prmt, so the
-        assembler must not know it: it is computed from two lane masks that never overlap."""
-        return self._kept.setdefault(f"{value:#010x}", f"k{len(self._kept)}")
 
     def op(self, instruction: str, *operands: object) -> str:
         self._registers += 1
@@ -147,182 +204,136 @@ class _Writer:
         self._lines.append(f"{instruction} {target}, {', '.join(map(str, operands))};")
         return target
 
-    def word(self, value: int) -> str:
-        """A register that holds ``value``."""
-        return self._constants.setdefault(f"{value:#010x}", f"c{len(self._constants)}")
-
     def number(self, value: float) -> str:
         """A register that holds a number of the type in both halves."""
-        return self.word(_lane(value, self.dtype) * 0x10001)
+        word = _lane(value, self.dtype) * 0x10001
+        return self._constants.setdefault(f"{word:#010x}", f"c{len(self._constants)}")
 
-    def output(self, field: int, register: str) -> None:
-        """Make the register, which the last instruction wrote, an output."""
-        instruction, separator, operands = self._lines[-1].partition(f" {register}, ")
-        assert separator, (self._lines[-1], register)
-        self._lines[-1] = f"{instruction} ${field}, {operands}"
+    def output(self, number: int, register: str) -> None:
+        """Make the register, which one of the instructions wrote, an output."""
+        for index, line in enumerate(self._lines):
+            instruction, separator, operands = line.partition(f" {register}, ")
+            if separator:
+                self._lines[index] = f"{instruction} ${number}, {operands}"
+                return
+        raise AssertionError(register)
+
+    def magic(self, low: int) -> str:
+        """A register that holds BASE + ``low`` in both halves, as bits."""
+        return self.number(self.base + low)
 
     def left(self, register: str, by: int) -> str:
         if by == 0:
             return register
         return self.op("shl.b32", register, by) if by > 0 else self.op("shr.u32", register, -by)
 
-    def masked(self, register: str, byte_mask: int, byte_constant: int = 0) -> str:
-        """(register & mask) | constant, in every byte."""
-        return self.op("lop3.b32", register, f"{byte_mask * 0x01010101:#010x}", self.word(byte_constant * 0x01010101), "0xEA")
-
-    def masked_lanes(self, register: str, mask: int) -> str:
-        """A number of which only some mantissa bits stay."""
-        lane = _lane(self.base, self.dtype)
-        return self.op("lop3.b32", register, f"{mask * 0x10001:#010x}", self.word(lane * 0x10001), "0xEA")
-
-    def merge(self, ones: str, zeros: str, mask: int) -> str:
-        """Bits of ``ones`` where the mask is 1, of ``zeros`` where it is 0."""
-        return self.op("lop3.b32", ones, zeros, f"{mask:#010x}", "0xE4")
-
-    def permute(self, a: str, b: str, selector: int | str) -> str:
-        return self.op("prmt.b32", a, b, f"{selector:#06x}" if isinstance(selector, int) else selector)
-
-    def fma(self, a: str, b: float, c: str) -> str:
-        return self.op(f"fma.rn.{self.dtype}x2", a, self.number(b), c)
+    def lop3(self, a: str, b: int | str, c: int | str, table: str) -> str:
+        return self.op("lop3.b32", a, *(f"{value:#010x}" if isinstance(value, int) else value for value in (b, c)), table)
 
     def add(self, a: str, b: float) -> str:
-        return self.fma(a, 1.0, self.number(b))
+        return self.op(f"fma.rn.{self.dtype}x2", a, self.number(1.0), self.number(b))
+
+    def square(self, a: str, b: float) -> str:
+        return self.op(f"fma.rn.{self.dtype}x2", a, a, self.number(b))
+
+    def least(self, a: str, b: float) -> str:
+        return self.op(f"min.{self.dtype}x2", a, self.number(b))
 
     def assembly(self) -> Assembly:
         names = [f"r{index + 1}" for index in range(self._registers)] + list(self._constants.values())
         moves = [f"mov.b32 {name}, {value};" for value, name in self._constants.items()]
-        if self._kept:
-            names += ["own", "zero", *self._kept.values()]
-            moves += ["mov.u32 own, %lanemask_eq;", "mov.u32 zero, %lanemask_lt;", "and.b32 zero, zero, own;"]
-            moves += [f"or.b32 {name}, zero, {value};" for value, name in self._kept.items()]
-        declaration = [f".reg .b32 {', '.join(names)};"] if names else []
-        text = "\n".join(["{", *declaration, *moves, *self._lines, "}"])
+        text = "\n".join(["{", f".reg .b32 {', '.join(names)};", *moves, *self._lines, "}"])
         return Assembly(text, ",".join(["=r"] * self._num_outputs + ["r"] * len(self.planes)))
 
 
-def _two_bits(writer: _Writer) -> tuple[str, str]:
-    """4 + bits 7, 6 in every four bits: of the even fields, and of the odd fields."""
+def _two_terms(writer: _Writer, rule: SliceRule) -> None:
+    """Level = +-(near + far) / 2 +- (far - near) / 2: the first sign is the code's, the second says if the two agree."""
     word = writer.planes[0]
-    return writer.masked(word, 0x33, 0x44), writer.masked(writer.left(word, -2), 0x33, 0x44)
+    near, far = (levels(torch.tensor([code], dtype=torch.uint8), 2, rule).item() / FACTOR[rule] for code in (128, 192))
+    # Below every sign is bit 6 of the magnitude.
+    second = writer.lop3(word, writer.left(word, 1), 0, _XNOR)
+    for term, (signs, size) in enumerate(((word, (far + near) / 2), (second, (far - near) / 2))):
+        for i in (0, 1):
+            for pair in range(4):
+                shifted = writer.left(signs, _sign_shift(i, pair))
+                result = writer.lop3(shifted, 0x80008000, writer.number(size), _AND_OR)
+                writer.output(PAIRS * term + 4 * i + pair, result)
 
 
-def _three_bits(writer: _Writer, half: int) -> tuple[str, str]:
-    """Bits 7 to 5 in the lower three of every four bits: of the even fields, and of the odd fields."""
-    pairs, single = writer.planes
-    result = []
-    for odd in (0, 1):
-        upper = writer.left(pairs, 1 - 2 * odd)
-        lower = writer.left(single, -(2 * odd + half))
-        result.append(writer.masked(writer.merge(upper, lower, 0x66666666), 0x77))
-    return result[0], result[1]
+def _magnitudes(writer: _Writer, i: int, half: int, bits: int, width: int, rule: SliceRule) -> list[str]:
+    """Four words with the magnitudes of codes (i, m) and (i, m + 4) in the low bytes of their halves; the rest is anything."""
+    upper = _nibbles(writer, i, half, min(bits, 4))
+    if bits <= 4:
+        later = writer.left(upper, -8)
+        return [writer.left(upper, 4), upper, writer.left(later, 4), later]
+    lower = _low_nibbles(writer, i, width, rule)
+    even = writer.lop3(writer.left(upper, 4), lower, 0xF0F0F0F0, _SELECT)
+    odd = writer.lop3(upper, writer.left(lower, -4), 0xF0F0F0F0, _SELECT)
+    return [even, odd, writer.left(even, -8), writer.left(odd, -8)]
 
 
-def _table(width: int, rule: SliceRule, bits: int, dtype: str) -> list[int]:
-    """Bit patterns of the values of all codes of ``bits`` bits."""
-    codes = torch.arange(1 << bits, dtype=torch.uint8) << (PARENT_WIDTH - bits)
-    values = levels(codes, width, rule).to(_TORCH[dtype])
-    return [value & 0xFFFF for value in values.view(torch.int16).tolist()]
+def _nibbles(writer: _Writer, i: int, half: int, bits: int) -> str:
+    """Magnitude bits 6 to 4, as far as they are among the top ``bits``, of code (i, n) in bits 4n + 2 to 4n.
+
+    The other bits are anything.
+    """
+    q = 2 * half + i
+    result = writer.left(writer.planes[0], 2 * i)
+    if bits >= 3:
+        result = writer.lop3(result, writer.left(writer.planes[1], 1 - (q ^ 1)), 0x44444444, _SELECT)
+    if bits >= 4:
+        result = writer.lop3(result, writer.left(writer.planes[2], -q), 0x66666666, _SELECT)
+    return result
 
 
-def _from_table(writer: _Writer, indices: tuple[str, str], table: list[int]) -> None:
-    # A table of four is looked up in prmt's second operand, with 0 as the first: constants are free there only.
-    low, high = _byte_table(writer, [value & 0xFF for value in table]), _byte_table(writer, [value >> 8 for value in table])
-    for odd, index in enumerate(indices):
-        for upper in (0, 1):
-            # Four indices: of fields p and p + 2 of the first column, then of the second.
-            selector = writer.left(index, -16) if upper else index
-            low_bytes, high_bytes = writer.permute(*low, selector), writer.permute(*high, selector)
-            writer.output(4 * upper + odd, writer.permute(low_bytes, high_bytes, 0x6240))
-            writer.output(4 * upper + odd + 2, writer.permute(low_bytes, high_bytes, 0x7351))
+def _low_nibbles(writer: _Writer, i: int, width: int, rule: SliceRule) -> str:
+    """Magnitude bits 3 to 0 of code (i, n) in bits 4n + 3 to 4n, as far as they are held."""
+    result = writer.left(writer.planes[3], 2 * i)
+    if len(writer.planes) == 4:
+        return result
+    return writer.lop3(result, writer.left(writer.planes[4], -2 * i), 0xCCCCCCCC, _SELECT)
 
 
-def _byte_table(writer: _Writer, values: list[int]) -> tuple[str, str]:
-    """The two operands of prmt for a table of four or eight bytes."""
-    words = [
-        sum(value << (8 * index) for index, value in enumerate(values[start : start + 4])) for start in range(0, len(values), 4)
-    ]
-    return ("0" if len(words) == 1 else writer.kept(words[0])), f"{words[-1]:#010x}"
+def _value(writer: _Writer, word: str, width: int, rule: SliceRule) -> str:
+    """Magnitudes of a pair of weights, from a word of ``_magnitudes``."""
+    step = 1 << (PARENT_WIDTH - width)
+    if rule == "round":
+        if width < PARENT_WIDTH:
+            # The sum may carry into bit 7, where BASE's number has a bit of the exponent or the mantissa of the right worth.
+            word = writer.lop3(word, (128 - step // 2) * 0x10001, 0, _AND)
+            word = writer.op("add.u32", word, f"{step // 2 * 0x10001:#010x}")
+        number = writer.lop3(word, (256 - step if width < PARENT_WIDTH else 127) * 0x10001, writer.magic(0), _AND_OR)
+        return writer.add(number, (0.5 if width == PARENT_WIDTH else 0.0) - writer.base)
+    number = writer.lop3(word, (128 - step) * 0x10001, writer.magic(step // 2), _AND_OR)
+    if rule == "curved":
+        shift, constant = curve(width, writer.dtype)
+        return writer.square(writer.add(number, shift - writer.base), -constant)
+    return writer.add(number, (0.5 if width == PARENT_WIDTH else 0.0) - writer.base)
 
 
-def _by_arithmetic(writer: _Writer, width: int, half: int, rule: SliceRule, bits: int) -> None:
-    planes = writer.planes
-    # Bits 5 and 4 as pairs, at the places of plane 0's.
-    upper = planes[1] if half else writer.left(planes[1], 1)
-    lower = writer.left(planes[2], -1) if half else planes[2]
-    high = _fours(writer, planes[0], writer.merge(upper, lower, 0xAAAAAAAA))
-    low = _fours(writer, planes[3], planes[4]) if bits == 8 else None
-    for odd in (0, 1):
-        for above in (0, 1):
-            v_bytes = writer.masked(writer.left(high[odd], 3 - 4 * above), 0b1111000)
-            place = odd + 2 * above
-            u_bytes = ""
-            if low is not None:
-                u_bytes = writer.masked(writer.left(low[odd], 3 - 4 * above), 0b1111000, _middle(width, rule))
-            elif bits == 6:
-                u_bytes = writer.masked(writer.left(planes[3], 5 - 2 * place), 0b1100000, _middle(width, rule))
-            for upper_half in (0, 1):
-                v = _to_lanes(writer, v_bytes, upper_half)
-                u = _to_lanes(writer, u_bytes, upper_half) if u_bytes else ""
-                x = _round(writer, width, v, u) if rule == "round" else _middle_of_bin(writer, width, v, u)
-                writer.output(4 * upper_half + place, _curved(writer, width, x) if rule == "curved" else x)
+def _signed(writer: _Writer, value: str, i: int, pair: int, width: int, rule: SliceRule) -> str:
+    result = writer.lop3(value, writer.left(writer.planes[0], _sign_shift(i, pair)), 0x80008000, _XOR_AND)
+    if rule == "round":
+        if width == PARENT_WIDTH:
+            return writer.add(result, -0.5)
+        # The only slices that are not symmetric: the negative side has one step more.
+        return writer.least(result, 128.0 - (1 << (PARENT_WIDTH - width)))
+    return result
 
 
-def _fours(writer: _Writer, upper: str, lower: str) -> tuple[str, str]:
-    """Pairs of bits of two words at the same places -> groups of four: of the even fields, and of the odd fields."""
-    even = writer.merge(writer.left(upper, 2), lower, EVEN_PAIRS)
-    odd = writer.merge(upper, writer.left(lower, -2), EVEN_PAIRS)
-    return even, odd
+def _sign_shift(i: int, pair: int) -> int:
+    """Left shift that brings the signs of codes (i, pair) and (i, pair + 4) to bits 15 and 31."""
+    return 12 - 4 * pair + 2 * i
 
 
-def _to_lanes(writer: _Writer, register: str, upper_half: int) -> str:
-    """Two bytes, each as the low byte of a number ``base`` or more."""
-    top = writer.kept((_lane(writer.base, writer.dtype) >> 8) * 0x01010101)
-    return writer.permute(register, top, 0x4342 if upper_half else 0x4140)
-
-
-def _middle(width: int, rule: SliceRule) -> int:
-    """A bit of u below its own, worth the middle of the bin of ``width`` after division by 16."""
-    return 0 if rule == "round" else {8: 4, 6: 16}[width]
-
-
-def _middle_of_bin(writer: _Writer, width: int, v: str, u: str) -> str:
-    base = writer.base
-    if width == 4:
-        return writer.add(v, -(base + 64 - 4))
-    return writer.fma(u, 1 / 16, writer.add(v, -(base + 64 + base / 16)))
-
-
-def _curved(writer: _Writer, width: int, x: str) -> str:
-    constant, _ = curve(width, writer.dtype)
-    # abs is a floating point instruction; at 4 bits there are too many of those already.
-    size = writer.op("and.b32", x, "0x7fff7fff") if width == 4 else writer.op(f"abs.{writer.dtype}x2", x)
-    size = writer.add(size, constant)
-    return writer.op(f"mul.{'rn.' if writer.dtype == 'bf16' else ''}{writer.dtype}x2", x, size)
-
-
-def _round(writer: _Writer, width: int, v: str, u: str) -> str:
-    """Half levels of the rule ``round``: the slice, one step more if the next bit is set, at most the widest."""
-    base, half_step = writer.base, 2.0 ** (7 - width)
-    lane_mask = {3: (v, 0b1110000), 4: (v, 0b1111000), 6: (u, 0b1100000), 8: (u, 0b1111000)}
-    source, mask = lane_mask[width]
-    kept = writer.masked_lanes(source, mask)
-    floor = writer.add(kept, -(base + 64))
-    if width > 4:
-        floor = writer.fma(kept, 1 / 16, writer.add(v, -(base + 64 + base / 16)))
-    if width == PARENT_WIDTH:
-        return floor
-    carrier, bit = {3: (v, 8), 4: (u, 64), 6: (u, 16)}[width]
-    factor = half_step / bit
-    carry = writer.fma(writer.masked_lanes(carrier, bit), factor, writer.number(-base * factor))
-    return writer.op(f"min.{writer.dtype}x2", writer.fma(floor, 1.0, carry), writer.number(64 - half_step))
+def _middles(width: int) -> torch.Tensor:
+    """Magnitudes of all non-negative slices of a width, the middle bit set."""
+    step = 1 << (PARENT_WIDTH - width)
+    return torch.arange(0, 128, step) + step // 2
 
 
 def _lane(value: float, dtype: str) -> int:
-    """The 16 bits of a number that ``dtype`` holds exactly."""
+    """Bit pattern of a number in the type."""
     if dtype == "f16":
-        bits = struct.unpack("<H", struct.pack("<e", value))[0]
-        assert struct.unpack("<e", struct.pack("<H", bits))[0] == value
-        return int(bits)
-    bits = struct.unpack("<I", struct.pack("<f", value))[0]
-    assert bits & 0xFFFF == 0, value
-    return int(bits >> 16)
+        return int(struct.unpack("<H", struct.pack("<e", value))[0])
+    return int(struct.unpack("<I", struct.pack("<f", value))[0] >> 16)

@@ -1,22 +1,27 @@
 """Kernel layout: a layer's planes and scales as the Triton kernels read them. Made once, after loading; nothing else knows it.
 
-A layer [N, K] is padded with zero codes to N' (a multiple of 128) and K' (of 512). A block of 512 columns is 16 tiles of
-32, in two halves. The codes of a pair of columns (2c, 2c + 1) of all tiles lie in the same 32-bit words, at (block, row, c),
-because tensor cores take such pairs together: shifting a word turns one tile into the next, and no code crosses a thread.
+A layer [N, K] is padded with zero weights to N' (a multiple of 64) and K' (of 128) and cut into units of 16 outputs and 128
+columns, each of which one warp multiplies. A unit is 4 pieces of 32 columns. Of every piece, a lane of the warp holds the
+16 codes that are its part of the left operand of two tensor core products of 16 columns (PTX ISA, m16n8k16, fragments of A):
 
-    name     dtype  shape                       word (block b, half h, row n, pair c), byte 2 * (f / 4) + (column is odd)
-    plane 0  int16  [K' / 512, 2, N', 32]       bits 2p, 2p + 1: bits 6, 7 of the code in tile 8h + f
-    plane 1  int16  [K' / 512, N', 32]          bit 2p + h: bit 5 of the code in tile 8h + f
-    plane 2  int16  [K' / 512, N', 32]          bit 2p + h: bit 4
-    plane 3  int16  [K' / 512, 2, N', 32]       bits 2p, 2p + 1: bits 2, 3
-    plane 4  int16  [K' / 512, 2, N', 32]       bits 2p, 2p + 1: bits 0, 1
-    scales   any    [groups of K', N'], or [1, N'] for one scale per channel; padding has scale 0
+    lane 4g + j, code (i, n), n = 4l + 2u + e:    output 8e + g of the unit, column 8j + 4i + 2u + l of the piece
 
-f = 0..7 is a field and p = f mod 4. A row of a block is 64 bytes of a plane, and rows follow each other, so tiles of rows
-are contiguous. Tensors are int16 because tiles of weights have as many elements.
+so that a lane's columns are adjacent, and it needs 16 adjacent bytes of a row of x. Codes are kept as sign and magnitude,
+code ^ 128 from 128 on and ~code below: a sign, which is 1 for negative levels, and bits 6..0 of the distance from 0.
+
+    name     dtype  shape                              word (lane, piece p), bits
+    plane 0  int32  [N' / 16, K' / 128, 32, 4]    sign of (i, n) at 4n + 3 - 2i, bit 6 at 4n + 2 - 2i
+    plane 1  int32  [N' / 16, K' / 128, 32, 2]    bit 5 at 4n + (q ^ 1) with q = 2 (p mod 2) + i: two pieces in a word
+    plane 2  int32  [N' / 16, K' / 128, 32, 2]    bit 4 at 4n + q
+    plane 3  int32  [N' / 16, K' / 128, 32, 4]    bits 3, 2 from 4n + 2 - 2i on
+    plane 4  int32  [N' / 16, K' / 128, 32, 4]    bits 1, 0 from 4n + 2i on
+    scales   bfloat16 or float32 [N' / 16, groups of K', 8, 2]: outputs g and 8 + g; one group for one scale per channel;
+             padding has scale 0
+
+A piece's word is at (lane, p) in planes 0, 3 and 4, and at (lane, p / 2) in planes 1 and 2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -25,13 +30,15 @@ from matgptq_vllm.core.planes import PlaneLayout
 PLANE_WIDTHS = (2, 1, 1, 2, 2)
 """Bits per plane of the kernel layout, whatever the checkpoint's."""
 
-TILE_K = 32
-BLOCK_K = 16 * TILE_K
-"""Columns per block: a bit of a 1-bit plane for every tile in 16 bits."""
+UNIT_N = 16
+UNIT_K = 128
+PIECE_K = 32
+PIECES = UNIT_K // PIECE_K
+"""Outputs and columns of a unit, columns of a piece."""
 
-PAD_N = 128
+PAD_N = 64
 
-ROWS_AT_ONCE = 4096
+ROWS_AT_ONCE = 2048
 """Rows converted at a time: bounds the memory for temporaries."""
 
 
@@ -46,9 +53,15 @@ def padded(size: int, multiple: int) -> int:
 
 
 def plane_shapes(n: int, k: int) -> list[tuple[int, ...]]:
-    """Shapes of all planes of a layer with ``n`` outputs and ``k`` inputs; they are int16."""
-    blocks, n_padded = padded(k, BLOCK_K) // BLOCK_K, padded(n, PAD_N)
-    return [(blocks, 2, n_padded, TILE_K) if width == 2 else (blocks, n_padded, TILE_K) for width in PLANE_WIDTHS]
+    """Shapes of all planes of a layer with ``n`` outputs and ``k`` inputs; they are int32."""
+    units = (padded(n, PAD_N) // UNIT_N, padded(k, UNIT_K) // UNIT_K)
+    return [(*units, 32, PIECES * width // 2) for width in PLANE_WIDTHS]
+
+
+def scales_shape(n: int, k: int, group_size: int) -> tuple[int, int, int, int]:
+    """Shape of a layer's scales."""
+    groups = 1 if group_size == -1 else padded(k, UNIT_K) // group_size
+    return padded(n, PAD_N) // UNIT_N, groups, UNIT_N // 2, 2
 
 
 def to_kernel_layout(
@@ -63,42 +76,57 @@ def to_kernel_layout(
         k: inputs of the layer.
 
     Returns:
-        As many kernel planes as the given bits fill, and the scales, same dtype.
+        As many kernel planes as the given bits fill, and the scales.
     """
     n = planes[0].shape[0]
     bits = sum(layout.plane_widths[: len(planes)])
-    # Of the last plane, some bits may not be given; they stay 0 and no width that is held reads them.
+    # Of the last plane, some bits may not be given; they hold anything, as no width that is held reads them.
     count = num_planes(bits)
-    n_padded, blocks = padded(n, PAD_N), padded(k, BLOCK_K) // BLOCK_K
-    result = [torch.zeros(shape, dtype=torch.int16, device=scales.device) for shape in plane_shapes(n, k)[:count]]
+    result = [torch.zeros(shape, dtype=torch.int32, device=scales.device) for shape in plane_shapes(n, k)[:count]]
     for start in range(0, n, ROWS_AT_ONCE):
         rows = slice(start, min(start + ROWS_AT_ONCE, n))
-        codes = layout.join([plane[rows] for plane in planes], k)
+        fields = _fields(layout.join([plane[rows] for plane in planes], k))
+        units = slice(start // UNIT_N, start // UNIT_N + fields.shape[0])
         for plane, target in enumerate(result):
-            target[..., rows, :] = _words(codes, plane, blocks)
-    return result, _kernel_scales(scales, n_padded, blocks, group_size)
+            target[units] = _words(fields, plane)
+    kernel_scales = scales.new_zeros(
+        scales_shape(n, k, group_size), dtype=torch.bfloat16 if scales.dtype == torch.bfloat16 else torch.float32
+    )
+    units_n, groups = kernel_scales.shape[:2]
+    by_output = scales.new_zeros(units_n * UNIT_N, groups)
+    by_output[:n, : scales.shape[1]] = scales
+    kernel_scales.copy_(by_output.view(units_n, 2, UNIT_N // 2, groups).permute(0, 3, 2, 1))
+    return result, kernel_scales
 
 
-def _words(codes: torch.Tensor, plane: int, blocks: int) -> torch.Tensor:
-    """uint8 [n, k] -> int16 [blocks, 2, n, 32] (plane of two bits) or [blocks, n, 32]."""
+def _fields(codes: torch.Tensor) -> torch.Tensor:
+    """uint8 [n, k] -> sign and magnitude, uint8 [units of n, units of k, piece, g, j, e, i, u, l]."""
     n, k = codes.shape
-    width = PLANE_WIDTHS[plane]
-    bits = (codes >> (8 - sum(PLANE_WIDTHS[: plane + 1]))) & ((1 << width) - 1)
-    # n, block, half, upper half of the fields, place, pair, odd column
-    bits = torch.nn.functional.pad(bits, (0, blocks * BLOCK_K - k)).view(n, blocks, 2, 2, 4, TILE_K // 2, 2)
-    lanes = torch.zeros((n, blocks, 2, 2, TILE_K // 2, 2), dtype=torch.uint8, device=codes.device)
-    for place in range(4):
-        lanes |= bits[:, :, :, :, place] << (2 * place)
-    if width == 1:
-        lanes = (lanes[:, :, :1] | (lanes[:, :, 1:] << 1)).contiguous()
-    # A pair's four bytes: both columns of the lower fields, then both of the upper.
-    words = lanes.permute(1, 2, 0, 4, 3, 5).contiguous().view(torch.int16).flatten(3)
-    return words if width == 2 else words[:, 0]
+    bytes_ = torch.where(codes < 128, ~codes, codes ^ 128)
+    bytes_ = torch.nn.functional.pad(bytes_, (0, padded(k, UNIT_K) - k, 0, padded(n, UNIT_N) - n))
+    tiles = bytes_.view(padded(n, UNIT_N) // UNIT_N, 2, 8, padded(k, UNIT_K) // UNIT_K, PIECES, 4, 2, 2, 2)
+    return tiles.permute(0, 3, 4, 2, 5, 1, 6, 7, 8).contiguous()
 
 
-def _kernel_scales(scales: torch.Tensor, n_padded: int, blocks: int, group_size: int) -> torch.Tensor:
-    n, groups = scales.shape
-    rows = 1 if group_size == -1 else blocks * BLOCK_K // group_size
-    result = scales.new_zeros(rows, n_padded)
-    result[:groups, :n] = scales.T
-    return result
+def _words(fields: torch.Tensor, plane: int) -> torch.Tensor:
+    """Words of one plane, int32 [units of n, units of k, 32, 4 or 2]."""
+    place: list[Callable[[int, int, int], tuple[int, int, int]]] = [
+        lambda n, i, q: (4 * n + 2 - 2 * i, 6, 3),
+        lambda n, i, q: (4 * n + (q ^ 1), 5, 1),
+        lambda n, i, q: (4 * n + q, 4, 1),
+        lambda n, i, q: (4 * n + 2 - 2 * i, 2, 3),
+        lambda n, i, q: (4 * n + 2 * i, 0, 3),
+    ]
+    units_n, units_k = fields.shape[:2]
+    single = PLANE_WIDTHS[plane] == 1
+    # Pieces that share a word; their parts of it are put together below.
+    pieces = fields.view(units_n, units_k, PIECES // 2, 2, *fields.shape[3:]) if single else fields.unsqueeze(3)
+    words = torch.zeros((units_n, units_k, pieces.shape[2], 8, 4), dtype=torch.int32, device=fields.device)
+    for parity in range(pieces.shape[3]):
+        for code in range(16):
+            i, u, lane_bit, e = code >> 3, code >> 2 & 1, code >> 1 & 1, code & 1
+            n, q = 4 * lane_bit + 2 * u + e, 2 * parity + i
+            field = pieces[:, :, :, parity, :, :, e, i, u, lane_bit].int()
+            to, shift, mask = place[plane](n, i, q)
+            words |= (field >> shift & mask) << to
+    return words.flatten(3).transpose(2, 3)

@@ -43,11 +43,12 @@ def sliced_linear(
     group_size: int,
     rule: str,
     bias: torch.Tensor | None = None,
+    graph_profile: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """x @ W.T + bias with the weights of every row read at the width of that row's profile.
 
     The type of the planes tells their layout and with it who computes: uint8 is the checkpoint layout and plain torch,
-    ``kernels.cpu`` on a CPU and ``kernels.reference`` elsewhere; int16 is the kernel layout and the kernels
+    ``kernels.cpu`` on a CPU and ``kernels.reference`` elsewhere; int32 is the kernel layout and the kernels
     (``kernels.resident``).
 
     Args:
@@ -65,6 +66,8 @@ def sliced_linear(
         widths: the distinct values of ``profile_widths``, ascending.
         plane_widths: bits per plane of the checkpoint layout, most significant first.
         bias: floating [N].
+        graph_profile: int32 [1], on the CPU: index of the profile of all rows, now and whenever a CUDA graph that is being
+            captured is replayed, so that the kernels of its one width are launched; negative, or None: rows may have any.
 
     Returns:
         [M, N], dtype of x.
@@ -73,6 +76,9 @@ def sliced_linear(
     if m > token_profiles.shape[0]:
         raise ValueError(f"{m} rows, but profiles are known for {token_profiles.shape[0]}")
     slice_rule = check_rule(rule)
+    only = -1 if graph_profile is None else int(graph_profile)
+    if only >= 0:
+        widths = [int(host_profile_widths[only])]
     if planes[0].dtype == torch.uint8:
         row_widths = profile_widths.index_select(0, token_profiles[:m])
         layout = PlaneLayout(tuple(plane_widths))

@@ -17,9 +17,9 @@ class Resident(NamedTuple):
     """What a layer holds for the kernels; arguments of ``ops.sliced_linear``."""
 
     planes: list[torch.Tensor]
-    """int16, see ``kernels.layout``."""
+    """int32, see ``kernels.layout``."""
     scales: torch.Tensor
-    """[groups, padded N]."""
+    """bfloat16 or float32, see ``kernels.layout``."""
     locks: torch.Tensor
     """int32, all 0 between products."""
 

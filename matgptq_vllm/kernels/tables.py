@@ -1,7 +1,7 @@
 """Tables of configurations: which kernels.config.Config a GPU runs fastest, as JSON files, one per GPU.
 
-    {"format": 1, "gpu": "NVIDIA H200",
-     "configs": {"4096x14336": {"128": {"several": {"16": {"block_m": 16, "block_n": 64, ...}}}}},
+    {"format": 2, "gpu": "NVIDIA H200",
+     "configs": {"4096x14336": {"128": {"several": {"16": {"block_m": 16, "block_n": 32, ...}}}}},
      "dense_from": {"4096x14336": 384}}
 
 The keys of ``configs`` are NxK, group size, class of widths (``widths_class``) and range of M (``bucket``). Fields of a
@@ -22,9 +22,11 @@ from typing import Any, NamedTuple
 from matgptq_vllm.core.errors import FormatError
 from matgptq_vllm.core.parent import GROUP_SIZES
 from matgptq_vllm.core.precision import WIDTHS
-from matgptq_vllm.kernels.config import MIN_BLOCK_M, Config
+from matgptq_vllm.kernels.config import Config
 
-FORMAT = 1
+FORMAT = 2
+"""Raised whenever configurations get other fields: those of one kernel say nothing about the next."""
+
 SMALLEST_BUCKET = 8
 SEVERAL = "several"
 WIDTHS_CLASSES = (SEVERAL, *map(str, WIDTHS))
@@ -33,12 +35,11 @@ SHIPPED = Path(__file__).parent / "tables"
 DIRECTORY_VARIABLE = "MATGPTQ_TUNING_DIR"
 
 _ALLOWED: dict[str, tuple[Any, ...]] = {
-    "block_m": tuple(size for size in (8, 16, 32, 64, 128, 256) if size >= MIN_BLOCK_M),
-    "block_n": (64, 128),
+    "block_m": (8, 16, 32),
+    "block_n": (16, 32, 64),
+    "num_warps": (1, 2, 4, 8, 16),
+    "depth": (1, 2, 3, 4),
     "split_k": tuple(range(1, 65)),
-    "num_warps": (4, 8),
-    "num_stages": tuple(range(1, 9)),
-    "step": (256, 512),
     "max_registers": (None, *range(32, 256, 8)),
     "pdl": (False, True),
 }

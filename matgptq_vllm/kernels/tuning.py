@@ -3,7 +3,7 @@
 Tables are looked for in ``kernels/tables`` and in the user's directory, which ``matgptq tune`` writes; entries of the latter
 win. What no table holds exactly is taken from the nearest that one does: first by range of M, then class of widths, then
 shape, then group size. The share of K per program is then adapted, so that as many programs run per multiprocessor as did
-for the known shape.
+for the known shape; but where tiles are many, K is not split further for that.
 
 A row's bits depend on the configuration, because it decides the order of sums. The configuration depends on the range of M
 (``kernels.tables.bucket``), the layer, the replica's widths and the GPU, on nothing else: within a range, a row gives the
@@ -20,9 +20,8 @@ import torch
 from matgptq_vllm.core.slicing import SliceRule
 from matgptq_vllm.kernels import tables
 from matgptq_vllm.kernels.capability import MIN_CAPABILITY, check_capability
-from matgptq_vllm.kernels.config import MAX_SPLIT_ROWS, MIN_BLOCK_M, Config
-from matgptq_vllm.kernels.lanes_ptx import HELD_BITS, bits_needed
-from matgptq_vllm.kernels.layout import BLOCK_K, PAD_N, PLANE_WIDTHS, padded
+from matgptq_vllm.kernels.config import MAX_BLOCK_M, MAX_SPLIT_ROWS, MIN_BLOCK_M, MIN_BLOCK_N, Config
+from matgptq_vllm.kernels.layout import PAD_N, UNIT_K, padded
 from matgptq_vllm.kernels.tables import SEVERAL, Key, Table
 
 DENSE_FROM = 512
@@ -31,19 +30,14 @@ DENSE_FROM = 512
 OVERLAP_CAPABILITY = (9, 0)
 """First with programmatic dependent launch."""
 
-PROGRAMS_PER_SM = 4
-"""Most programs per multiprocessor that the default rule splits K for."""
+ENOUGH_TILES = 3
+"""Per multiprocessor: with as many, neither more warps nor a split K makes a product faster."""
 
 RESERVED_BYTES = 1 << 10
 """Of a multiprocessor's shared memory, what CUDA takes for every program; one program may have all the rest."""
 
-_HALF_BYTES = 2
-"""Of a number in bfloat16 or float16."""
-
-_ROW_BYTES = 64
-"""Of a plane, per row of W and half block (planes of two bits) or block (of one)."""
-
-_STAGED_COLUMNS = 128
+REGISTERS = 1 << 16
+"""Of a multiprocessor, and so of a program at most."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +69,9 @@ class Problem:
         return Key(self.n, self.k, self.group_size, tables.widths_class(self.widths), self.bucket)
 
     @property
-    def blocks(self) -> int:
-        """Blocks of K."""
-        return padded(self.k, BLOCK_K) // BLOCK_K
+    def units(self) -> int:
+        """Units of K."""
+        return padded(self.k, UNIT_K) // UNIT_K
 
     def tiles(self, config: Config) -> int:
         """Programs before K is split."""
@@ -121,60 +115,43 @@ def pick(problem: Problem, hardware: Hardware, table: Table) -> Config:
         return default(problem, hardware)
     nearest = min(table.configs, key=lambda key: _distance(key, wanted))
     config = table.configs[nearest]
-    known = replace(problem, bucket=nearest.bucket, n=nearest.n, k=nearest.k)
-    split = max(round(known.tiles(config) * config.split_k / problem.tiles(config)), 1)
+    known, tiles = replace(problem, bucket=nearest.bucket, n=nearest.n, k=nearest.k), problem.tiles(config)
+    split = max(round(known.tiles(config) * config.split_k / tiles), 1)
+    if tiles >= ENOUGH_TILES * hardware.num_sms:
+        split = min(split, config.split_k)
     return fitted(replace(config, split_k=split), problem, hardware)
 
 
 def default(problem: Problem, hardware: Hardware) -> Config:
-    """The configuration where nothing was measured: as many programs as run at once, K split to have them."""
-    block_m = min(max(problem.bucket, MIN_BLOCK_M), 64 if problem.bucket < 256 else 128)
-    few = problem.bucket <= 64
-    config = Config(
-        block_m=block_m,
-        block_n=64 if few else 128,
-        split_k=1,
-        num_warps=4 if few else 8,
-        num_stages=3,
-        step=BLOCK_K // 2,
-    )
-    config = fitted(config, problem, hardware)
-    fitting = (hardware.shared_bytes + RESERVED_BYTES) // (shared_bytes(config, problem) + RESERVED_BYTES)
-    at_once = min(max(fitting, 1), PROGRAMS_PER_SM)
-    split = at_once * hardware.num_sms // problem.tiles(config)
-    return fitted(replace(config, split_k=max(split, 1)), problem, hardware)
+    """The configuration where nothing was measured: the fewer tiles, the more warps share K."""
+    block_m = min(problem.bucket, MAX_BLOCK_M)
+    config = Config(block_m, MIN_BLOCK_N if block_m == MIN_BLOCK_M else 2 * MIN_BLOCK_N, num_warps=4, depth=1, pdl=True)
+    tiles = problem.tiles(config)
+    if tiles < ENOUGH_TILES * hardware.num_sms:
+        config = replace(config, num_warps=8, split_k=max(hardware.num_sms // tiles, 1))
+    return fitted(config, problem, hardware)
 
 
 def fitted(config: Config, problem: Problem, hardware: Hardware) -> Config:
-    """``config``, or the nearest to it that keeps to the limits of the kernel and the GPU."""
-    split = 1 if problem.bucket > MAX_SPLIT_ROWS else min(config.split_k, problem.blocks)
-    config = replace(config, split_k=split, pdl=config.pdl and hardware.capability >= OVERLAP_CAPABILITY)
-    while shared_bytes(config, problem) > hardware.shared_bytes:
-        if config.num_stages > 2:
-            config = replace(config, num_stages=config.num_stages - 1)
-        elif config.step > BLOCK_K // 2:
-            config = replace(config, step=BLOCK_K // 2)
-        elif config.block_m > MIN_BLOCK_M:
-            config = replace(config, block_m=config.block_m // 2)
-        elif config.num_stages > 1:
-            config = replace(config, num_stages=config.num_stages - 1)
-        else:
-            break  # One stage needs no buffers: nothing smaller exists.
-    return config
+    """``config``, or the nearest to it that keeps to the limits of the kernel and the GPU and leaves no warp without work.
 
-
-def shared_bytes(config: Config, problem: Problem) -> int:
-    """Shared memory of a program, at most. The only place that knows.
-
-    Triton's pipeline holds x of every stage, words of the planes of all but one, and a tile of weights on its way from one
-    layout to another. Checked against what it reports for sm_90.
+    The latter as far as the layer's units of K suffice for the warps.
     """
-    halves = config.step // (BLOCK_K // 2)
-    bits = max(bits_needed(width, problem.rule) for width in problem.widths)
-    planes = PLANE_WIDTHS[: HELD_BITS.index(bits) + 1]
-    row = sum(halves if width == 2 else 1 for width in planes) * _ROW_BYTES
-    x = config.num_stages * config.block_m * config.step * _HALF_BYTES
-    return x + (config.num_stages - 1) * config.block_n * row + config.block_n * _STAGED_COLUMNS * _HALF_BYTES
+    warps = config.num_warps
+    # Nothing but the warps' sums of a tile, float32, goes through shared memory, and at most all of them at once.
+    while warps > 1 and warps * config.block_m * config.block_n * 4 > hardware.shared_bytes:
+        warps //= 2
+    split = 1 if problem.bucket > MAX_SPLIT_ROWS else max(min(config.split_k, problem.units // warps), 1)
+    units_per_warp = -(-problem.units // (split * warps))
+    registers = config.max_registers
+    return replace(
+        config,
+        num_warps=warps,
+        split_k=split,
+        depth=min(config.depth, units_per_warp),
+        max_registers=registers if registers is None or registers * 32 * warps <= REGISTERS else None,
+        pdl=config.pdl and hardware.capability >= OVERLAP_CAPABILITY,
+    )
 
 
 @lru_cache(maxsize=64)

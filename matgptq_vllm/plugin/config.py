@@ -1,5 +1,6 @@
 """MatGPTQConfig: what vLLM makes of a parent's ``quantization_config``, and which linear layers read slices."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -78,6 +79,20 @@ class MatGPTQConfig(QuantizationConfig):
         if held != members:
             raise FormatError(f"{MANIFEST_FILE}: vLLM computes {members} as one layer, but the parent has only {held} of them")
         return MatGPTQLinearMethod(replica, members)
+
+    def compile_kernels(self, model: torch.nn.Module, device: torch.device, say: Callable[[str], None]) -> None:
+        """Have the kernels of all of a loaded model's layers compiled, where kernels run (``kernels.compile_ahead``)."""
+        kinds = [
+            kind
+            for layer in model.modules()
+            if isinstance(method := getattr(layer, "quant_method", None), MatGPTQLinearMethod)
+            and (kind := method.kernel_kind(layer)) is not None
+        ]
+        if kinds:
+            # Needs Triton, which a machine without a GPU may not have.
+            from matgptq_vllm.kernels.compile_ahead import compile_ahead
+
+            compile_ahead(kinds, device, say)
 
     def _members(self, prefix: str) -> list[str]:
         """Checkpoint names of the layers that vLLM runs as the layer ``prefix``."""

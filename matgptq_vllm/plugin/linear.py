@@ -9,7 +9,8 @@ Parameters of a layer on one tensor-parallel rank while it is loaded, with N out
 After loading, where the kernels run, they are replaced by those of the kernel layout, under the same names.
 """
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.config import get_current_vllm_config
@@ -26,9 +27,12 @@ from matgptq_vllm.core.checkpoint import SCALES, plane_name
 from matgptq_vllm.core.errors import FormatError, UnsupportedError
 from matgptq_vllm.core.manifest import CONFIG_FILE, MANIFEST_FILE
 from matgptq_vllm.core.planes import K_ALIGNMENT
-from matgptq_vllm.core.slicing import num_groups
+from matgptq_vllm.core.slicing import check_rule, num_groups
 from matgptq_vllm.engine.replica import Replica
 from matgptq_vllm.kernels.resident import kernels_run, to_resident
+
+if TYPE_CHECKING:
+    from matgptq_vllm.kernels.compile_ahead import LayerKind
 
 
 @register_weight_loader_v2_supported_method
@@ -43,7 +47,7 @@ class MatGPTQLinearMethod(LinearMethodBase):
     def __init__(self, replica: Replica, members: list[str]):
         self._replica = replica
         self._members = members
-        self._num_planes = replica.num_planes
+        self._num_planes = replica.num_planes  # as ``apply`` finds them
 
     def create_weights(
         self,
@@ -68,7 +72,7 @@ class MatGPTQLinearMethod(LinearMethodBase):
         self._n, self._k, self._dtype = n, k, params_dtype
         weight_loader = extra_weight_attrs.pop("weight_loader")
 
-        for plane in range(self._num_planes):
+        for plane in range(self._replica.num_planes):
             data = torch.empty(n, reader.layout.packed_columns(plane, k), dtype=torch.uint8)
             parameter = ModelWeightParameter(data=data, input_dim=1, output_dim=0, weight_loader=weight_loader)
             layer.register_parameter(plane_name(plane), parameter)
@@ -96,7 +100,10 @@ class MatGPTQLinearMethod(LinearMethodBase):
             "token_profiles": step.token_profiles,
             "row_order": step.row_order,
             "step_profiles": step.step_profiles,
+            "graph_profile": step.graph_profile,
             "locks": torch.empty(0, dtype=torch.int32, device=device),
+            # Empty: vLLM's LoRA layers find the device of a quantized layer by a weight of this name.
+            "qweight": torch.empty(0, device=device),
         }
         for name, buffer in buffers.items():
             layer.register_buffer(name, buffer, persistent=False)
@@ -106,15 +113,28 @@ class MatGPTQLinearMethod(LinearMethodBase):
         if not kernels_run(layer.scales.device, self._dtype):
             return
         reader = self._replica.reader
-        planes = [getattr(layer, plane_name(plane)).data for plane in range(self._num_planes)]
+        # Runs again when vLLM reloads the weights, which begins from what ``create_weights`` made.
+        planes = [getattr(layer, plane_name(plane)).data for plane in range(self._replica.num_planes)]
         resident = to_resident(planes, layer.scales.data, reader.layout, self._k, reader.spec.group_size)
-        for plane in range(self._num_planes):
+        for plane in range(self._replica.num_planes):
             delattr(layer, plane_name(plane))
         self._num_planes = len(resident.planes)
         for plane, data in enumerate(resident.planes):
             layer.register_parameter(plane_name(plane), torch.nn.Parameter(data, requires_grad=False))
         layer.register_parameter(SCALES, torch.nn.Parameter(resident.scales, requires_grad=False))
         layer.locks = resident.locks
+
+    def kernel_kind(self, layer: Any) -> "LayerKind | None":
+        """What the kernels of the layer depend on; None where none run."""
+        if not layer.locks.numel():
+            return None
+        # Needs Triton, which a machine without a GPU may not have.
+        from matgptq_vllm.kernels.compile_ahead import LayerKind
+
+        spec = self._replica.reader.spec
+        dtype, scale_dtype = (str(dtype).removeprefix("torch.") for dtype in (self._dtype, layer.scales.dtype))
+        rule = check_rule(spec.slice_rule)
+        return LayerKind(self._n, self._k, tuple(layer.widths), spec.group_size, rule, dtype, scale_dtype)
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [..., K] -> [..., N], every row at the width of its token's profile."""
@@ -135,6 +155,7 @@ class MatGPTQLinearMethod(LinearMethodBase):
             spec.group_size,
             spec.slice_rule,
             bias,
+            layer.graph_profile,
         )
         return y.reshape(*x.shape[:-1], -1)
 
@@ -151,8 +172,14 @@ class MatGPTQLinearMethod(LinearMethodBase):
 
     def _check_partition(self, input_size: int, k: int) -> None:
         group_size = self._replica.reader.spec.group_size
-        if k != input_size and (k % K_ALIGNMENT or (group_size != -1 and k % group_size)):
+        # One scale per channel is no reason to cut anywhere but between bytes.
+        unit, name = (K_ALIGNMENT, "bytes") if group_size == -1 else (math.lcm(K_ALIGNMENT, group_size), "groups")
+        if k != input_size and k % unit:
+            fitting = [ranks for ranks in range(2, input_size // k) if input_size % (ranks * unit) == 0]
+            instead = f"use {' or '.join(map(str, [1, *fitting]))} tensor-parallel ranks"
+            if group_size != -1:
+                instead += ", or calibrate with a smaller --group-size"
             raise UnsupportedError(
                 f"{self._members[0]}: tensor parallelism gives a rank {k} of {input_size} inputs, which is not a whole number "
-                f"of groups of {group_size}; use fewer ranks, or calibrate with a smaller --group-size"
+                f"of {name} of {unit}; {instead}"
             )

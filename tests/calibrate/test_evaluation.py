@@ -20,6 +20,7 @@ from matgptq_vllm.core.checkpoint import ParentReader
 from matgptq_vllm.core.checkpoint_writer import write_profiles
 from matgptq_vllm.core.errors import InputError, UnsupportedError
 from matgptq_vllm.core.profile import Profile
+from matgptq_vllm.core.quality import QUALITY_FILE, read_perplexities
 
 from .conftest import SIZES
 
@@ -149,6 +150,9 @@ def test_the_card_takes_the_measured_quality_and_replaces_it_by_the_next(parent,
         return (parent / "README.md").read_text()
 
     first = card()
+    # What a server shows of each precision.
+    assert list(read_perplexities(parent)) == ["2", "3", "4", "6", "8", "mix-3.0"]
+    assert str(parent.parent) not in (parent / QUALITY_FILE).read_text()
     assert "Not measured yet" not in first
     assert "| mix-3.0 |" in first
     second = card(width=4)

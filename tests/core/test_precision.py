@@ -17,6 +17,8 @@ from matgptq_vllm.core.precision import (
     alias,
     check_profile_name,
     check_width,
+    precision_of_salt,
+    salt_of_precision,
     uniform_name,
     uniform_width,
 )
@@ -115,3 +117,15 @@ def test_resolve_refuses_anything_else_and_lists_what_can_be_asked(asked: object
 def test_a_catalogue_refuses_a_default_that_it_does_not_hold() -> None:
     with pytest.raises(InputError, match=r"'8' .*2, 4"):
         Catalogue(("2", "4"), default="8")
+
+
+@given(st.from_regex(PROFILE_NAME, fullmatch=True), st.none() | st.text(min_size=1))
+def test_a_salt_names_its_precision_whatever_the_client_adds(name: str, salt: str | None) -> None:
+    named = salt_of_precision(name, salt)
+    assert precision_of_salt(named) == name
+    assert named != salt_of_precision(name, "x" + (salt or ""))
+
+
+@pytest.mark.parametrize("salt", [None, "", "mine", "|precision=4", "Precision=4"])
+def test_other_salts_name_no_precision(salt: str | None) -> None:
+    assert precision_of_salt(salt) is None

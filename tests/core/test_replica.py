@@ -22,6 +22,22 @@ def test_options_survive_the_way_through_json(max_width: int, default: str | Non
     assert ReplicaOptions.from_additional_config(json.loads(text)) == options
 
 
+def test_widths_with_graphs_survive_json_and_must_be_held() -> None:
+    options = ReplicaOptions(6, graph_widths=(2, 6))
+    assert ReplicaOptions.from_additional_config(json.loads(json.dumps(options.to_additional_config()))) == options
+    with pytest.raises(InputError, match="leave the others out"):
+        ReplicaOptions(4, graph_widths=(2, 6))
+    with pytest.raises(InputError, match="use one of 2, 3, 4, 6, 8"):
+        ReplicaOptions(graph_widths=(5,))
+
+
+@pytest.mark.parametrize(("max_width", "draft_width"), [(4, 4), (4, 8), (2, 2), (8, 5)])
+def test_only_a_narrower_slice_can_draft(max_width: int, draft_width: int) -> None:
+    assert ReplicaOptions(8, draft_width=3).draft_width == 3
+    with pytest.raises(InputError, match=f"{draft_width}"):
+        ReplicaOptions(max_width, draft_width=draft_width)
+
+
 @pytest.mark.parametrize("config", [None, {}, {"other": 1}, object(), {ADDITIONAL_CONFIG_KEY: {}}])
 def test_without_options_the_defaults_hold(config: object) -> None:
     assert ReplicaOptions.from_additional_config(config) == ReplicaOptions(8, None)

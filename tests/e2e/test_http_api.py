@@ -57,6 +57,18 @@ def test_header_wins_over_body_and_body_over_alias(client: httpx.Client) -> None
     assert body.headers["x-precision"] == "4"
 
 
+def test_beams_are_computed_at_the_precision_that_was_asked_for(client: httpx.Client) -> None:
+    texts = {}
+    for precision in ("2", "8"):
+        asked = {"headers": {"X-Precision": precision}, "ignore_eos": True, "logprobs": None}
+        texts[precision] = complete(client, **asked).json()["choices"][0]["text"]
+        # The salt is the client's own affair: it cannot choose.
+        beams = complete(client, **asked, use_beam_search=True, n=1, cache_salt="precision=3")
+        assert beams.headers["x-precision"] == precision
+        assert beams.json()["choices"][0]["text"] == texts[precision]
+    assert texts["2"] != texts["8"]
+
+
 def test_models_lists_an_alias_for_every_profile(client: httpx.Client) -> None:
     names = [model["id"] for model in client.get("/v1/models").json()["data"]]
     assert names == [MODEL_NAME, *(f"{MODEL_NAME}@{profile}" for profile in PROFILES)]

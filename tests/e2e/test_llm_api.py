@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from matgptq_vllm.core.precision import FOLLOW_BLOCK
+
 from .replica_server import ROOT, engine_environment
 
 pytestmark = pytest.mark.engine
@@ -16,9 +18,9 @@ import json, sys
 from vllm import LLM, SamplingParams
 
 def engine(directory, distributed_executor_backend="uni", **options):
-    return LLM(directory, dtype="float32", enforce_eager=True, max_model_len=512, max_num_seqs=16, block_size=32,
-               distributed_executor_backend=distributed_executor_backend, disable_log_stats=True,
-               gpu_memory_utilization=0.2, **options)
+    defaults = dict(dtype="float32", enforce_eager=True, max_model_len=512, max_num_seqs=16, disable_log_stats=True)
+    return LLM(directory, block_size=32, distributed_executor_backend=distributed_executor_backend,
+               gpu_memory_utilization=0.2, **{**defaults, **options})
 
 PRECISION = dict(worker_cls="matgptq_vllm.compat.worker.MatGPTQWorker",
                  scheduler_cls="matgptq_vllm.compat.scheduler.MatGPTQScheduler")
@@ -34,9 +36,9 @@ def logprobs(output):
 """
 
 
-def run_engine(script: str, directory: Path, runner: str = "v1") -> subprocess.CompletedProcess[str]:
+def run_engine(script: str, directory: Path, runner: str = "v1", *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", PREAMBLE + script, str(directory)],
+        [sys.executable, "-c", PREAMBLE + script, str(directory), *arguments],
         capture_output=True,
         text=True,
         env={**engine_environment(runner), "VLLM_LOGGING_LEVEL": "ERROR"},
@@ -128,3 +130,56 @@ def test_two_ranks_hold_half_each_and_answer_as_one(profiled_parent: Path, tmp_p
         assert two == pytest.approx(one, abs=1e-3)
     (whole,) = ranks["1"]["code_bytes"]
     assert ranks["2"]["code_bytes"] == [whole // 2, whole // 2]
+
+
+FOLLOWING = """
+llm = engine(sys.argv[1], **PRECISION)
+core = llm.llm_engine
+prompt = "The old man looked at the sea and thought of the boat that his brother had built in the winter before the war. " * 2
+
+def params(tokens, **extra):
+    return SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, extra_args={"precision": "8", **extra})
+
+def computed():
+    return llm.collective_rpc("matgptq_replica")[0]["tokens"]
+
+def finish(*names, told=None):
+    done, steps = {}, 0
+    while core.has_unfinished_requests():
+        for output in core.step():
+            if output.finished:
+                done[output.request_id] = output
+        steps += 1
+        if steps == 3 and told:
+            llm.collective_rpc("matgptq_follow", args=(told,))
+    return [done[name] for name in names]
+
+core.add_request("alone", prompt, params(12))
+(alone,) = finish("alone")
+before = computed()
+core.add_request("follows", prompt, params(40, precision_group="g"))
+core.add_request("named", prompt, params(12))
+follows, named = finish("follows", "named", told={"g": "2"})
+gained = {name: count - before[name] for name, count in computed().items()}
+text = {"prompt_token_ids": [*follows.prompt_token_ids, *follows.outputs[0].token_ids, 5]}
+print(json.dumps({
+    "alone": list(alone.outputs[0].token_ids), "named": list(named.outputs[0].token_ids), "gained": gained,
+    "follows": list(follows.outputs[0].token_ids), "prompt": len(alone.prompt_token_ids),
+    "cached": [llm.generate([text], params(1), use_tqdm=False)[0].num_cached_tokens for _ in range(2)],
+}))
+"""
+
+
+@pytest.mark.parametrize("runner", ["v1", "v2"])
+def test_a_running_request_follows_its_group_and_nobody_else_notices(profiled_parent: Path, runner: str) -> None:
+    found = answer_of(run_engine(FOLLOWING, profiled_parent, runner))
+    assert found["named"] == found["alone"]
+    # Told after a few tokens, it changes where the next block begins; its last token is computed by nobody.
+    prompt, block = found["prompt"], 32
+    changes_at = -(-(prompt + 2) // FOLLOW_BLOCK) * FOLLOW_BLOCK
+    assert found["gained"]["2"] == prompt + 40 - 1 - changes_at
+    assert found["follows"][:12] == found["alone"]
+    # Its prompt is in the cache for others at 8, what it wrote afterwards is not; the second time, all is.
+    whole = (prompt + 40) // block * block
+    assert block <= prompt < prompt + 12 < 2 * block
+    assert found["cached"] == [prompt // block * block, whole]

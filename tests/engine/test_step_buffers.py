@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matgptq_vllm.engine.step_buffers import StepBuffers
+from matgptq_vllm.engine.step_buffers import ANY_PROFILE, StepBuffers
 from matgptq_vllm.kernels.segments import rows_of_width
 
 MAX_TOKENS, MAX_PROFILES, DEFAULT = 40, 6, 4
@@ -86,3 +86,20 @@ def test_any_steps_are_described_right_for_the_device_and_the_host(steps: list[l
             assert rows == {row: int(WIDTHS[profiles[row]]) for row in range(m)}
             assert sum(m if rows is None else len(rows) for _, rows in found) == m
     assert addresses(buffers) == before
+
+
+def test_while_a_graph_of_one_profile_is_captured_its_kernels_are_known() -> None:
+    buffers = make_buffers()
+    write(buffers, (0, 1), (5, 1))
+    buffers.prepare_capture(2)
+    assert buffers.graph_profile.tolist() == [2]
+    assert buffers.token_profiles.tolist() == [2] * MAX_TOKENS
+    buffers.reset()
+    assert buffers.graph_profile.tolist() == [ANY_PROFILE]
+    assert buffers.token_profiles.tolist() == [DEFAULT] * MAX_TOKENS
+
+
+def test_there_is_no_memory_of_the_device_but_that_which_layers_register() -> None:
+    # vLLM's sleep of level 2 keeps the buffers of the model, and loses whatever else was made while it was loaded.
+    held = {name for name, value in vars(make_buffers()).items() if isinstance(value, torch.Tensor)}
+    assert held == {"token_profiles", "row_order", "step_profiles", "graph_profile"}

@@ -1,4 +1,7 @@
-"""The few PTX instructions that kernels.lanes_ptx uses, in numpy: so that its assembly is tested where there is no GPU."""
+"""The few PTX instructions of kernels.lanes_ptx and kernels.expand_ptx that compute, in numpy: so that their assembly is tested
+where there is no GPU."""
+
+import re
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +13,13 @@ Words = npt.NDArray[np.uint32]
 
 TYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
 
+OPERAND = re.compile(r"\{[^}]*\}|[^,\s]+")
+
 
 def emulate(assembly: Assembly, inputs: list[Words], dtype: str) -> list[Words]:
-    """Outputs of the assembly for 32-bit ``inputs``, all of one shape. Packed arithmetic rounds once, like the hardware."""
-    num_outputs = assembly.constraints.split(",").count("=r")
+    """Outputs of the assembly for 32-bit ``inputs``, all of one shape, float32 ones as their bits. Arithmetic rounds once, like
+    the hardware."""
+    num_outputs = sum(constraint.startswith("=") for constraint in assembly.constraints.split(","))
     shape = inputs[0].shape
     registers = {f"${num_outputs + index}": words for index, words in enumerate(inputs)}
 
@@ -25,41 +31,47 @@ def emulate(assembly: Assembly, inputs: list[Words], dtype: str) -> list[Words]:
         instruction, _, rest = line.strip().rstrip(";").partition(" ")
         if instruction in ("{", "}", ".reg"):
             continue
-        target, *sources = (operand.strip() for operand in rest.split(","))
-        registers[target] = _execute(instruction, sources, value, dtype)
+        target, *sources = OPERAND.findall(rest)
+        if target.startswith("{"):
+            low, high = target.strip("{}").split(", ")
+            registers[low], registers[high] = value(sources[0]) & np.uint32(0xFFFF), value(sources[0]) >> np.uint32(16)
+        else:
+            registers[target] = _execute(instruction, sources, value, dtype)
     return [registers[f"${index}"] for index in range(num_outputs)]
 
 
 def _execute(instruction: str, sources: list[str], value, dtype: str) -> Words:  # type: ignore[no-untyped-def]
-    if sources == ["%lanemask_eq"]:
-        return value("0x8")
-    if sources == ["%lanemask_lt"]:
-        return value("0x7")
-    name = instruction.split(".")[0]
-    if name == "shl":
-        return (value(sources[0]).astype(np.uint64) << np.uint64(int(sources[1]))).astype(np.uint32)
+    name, *types = instruction.split(".")
     operands = [value(source) for source in (sources[:3] if name == "lop3" else sources)]
     if name == "mov":
         return operands[0]
+    if name == "shl":
+        return (operands[0].astype(np.uint64) << operands[1]).astype(np.uint32)
     if name == "shr":
         return operands[0] >> operands[1]
-    if name == "and":
-        return operands[0] & operands[1]
-    if name == "or":
-        return operands[0] | operands[1]
     if name == "lop3":
         return _lop3(*operands, table=int(sources[3], 0))
-    if name == "prmt":
-        return _prmt(*operands)
+    if name == "cvt":
+        return _convert(types, operands)
+    if types[-1] == "u32":
+        assert name == "add", instruction
+        return operands[0] + operands[1]
+    if types[-1] == "f32":
+        first, second = (words.view(np.float32) for words in operands)
+        return {"add": first + second, "mul": first * second}[name].view(np.uint32)
     numbers = [_unpack(words, dtype) for words in operands]
     if name == "fma":
         return _pack(numbers[0] * numbers[1] + numbers[2], dtype)
-    if name == "mul":
-        return _pack(numbers[0] * numbers[1], dtype)
-    if name == "abs":
-        return _pack(numbers[0].abs(), dtype)
     assert name == "min", instruction
     return _pack(torch.minimum(*numbers), dtype)
+
+
+def _convert(types: list[str], operands: list[Words]) -> Words:
+    """Half precision to float32, or two float32 to a pair, the first operand in its upper half."""
+    if types[0] == "f32":
+        return _unpack(operands[0], types[1])[..., ::2].float().numpy().copy().view(np.uint32)
+    upper, lower = (torch.from_numpy(words.view(np.float32).copy()) for words in operands)
+    return _pack(torch.stack([lower, upper], -1).flatten(-2).double(), types[1].removesuffix("x2"))
 
 
 def _lop3(a: Words, b: Words, c: Words, table: int) -> Words:
@@ -67,16 +79,6 @@ def _lop3(a: Words, b: Words, c: Words, table: int) -> Words:
     for case in range(8):
         if table >> case & 1:
             result |= (a if case & 4 else ~a) & (b if case & 2 else ~b) & (c if case & 1 else ~c)
-    return result
-
-
-def _prmt(a: Words, b: Words, selector: Words) -> Words:
-    pool = np.stack([word >> np.uint32(8 * byte) & np.uint32(0xFF) for word in (a, b) for byte in range(4)])
-    result = np.zeros_like(a)
-    for byte in range(4):
-        index = selector >> np.uint32(4 * byte) & np.uint32(0xF)
-        assert (index < 8).all(), "sign replication is not used"
-        result |= np.take_along_axis(pool, index[None].astype(np.int64), 0)[0] << np.uint32(8 * byte)
     return result
 
 

@@ -26,6 +26,8 @@ for strip_bytes, out_shape, first_row, arguments in torch.load(sys.argv[1]):
         results.append(dense.dense_linear(*arguments))
     else:
         planes, scales, width, group_size, rule, dtype = arguments
+        if isinstance(width, tuple):
+            width = dense.WidthOnDevice(torch.tensor(width[0], device=scales.device), (2, 3, 4, 6, 8))
         out = torch.full((out_shape[0] + 1, out_shape[1]), float("nan"), dtype=dtype, device=scales.device)
         dense.expand(planes, scales, width, group_size, rule, first_row, out[:-1])
         results.append(out)
@@ -64,16 +66,18 @@ class Layer:
 
 @dataclass(frozen=True)
 class Expansion:
-    """Rows ``first_row`` .. ``first_row + rows - 1`` of a layer at a width."""
+    """Rows ``first_row`` .. ``first_row + rows - 1`` of a layer at a width, which may be known on the device only."""
 
     layer: Layer
     width: int
     first_row: int
     rows: int
+    on_device: bool = False
 
     def request(self) -> tuple:
-        planes, scales = self.layer.kernel_tensors(self.width)
-        arguments = (planes, scales, self.width, self.layer.group_size, self.layer.rule, self.layer.dtype)
+        planes, scales = self.layer.kernel_tensors(8 if self.on_device else self.width)
+        width = (self.width,) if self.on_device else self.width
+        arguments = (planes, scales, width, self.layer.group_size, self.layer.rule, self.layer.dtype)
         return (0, (self.rows, self.layer.k), self.first_row, arguments)
 
 
@@ -113,13 +117,18 @@ class Product:
         return product + bias.double() if self.bias else product
 
 
-BASE = Layer(40, 520, 128, "curved", torch.float16)
-EXPANSIONS = [Expansion(replace(BASE, rule=rule), width, 0, 40) for rule in SLICE_RULES for width in WIDTHS]
-EXPANSIONS += [Expansion(replace(BASE, group_size=group), 4, 0, 40) for group in (-1, 32, 64)]
+BASE = Layer(24, 392, 128, "curved", torch.float16)
+EXPANSIONS = [Expansion(replace(BASE, rule=rule), width, 0, 24) for rule in SLICE_RULES for width in WIDTHS]
+EXPANSIONS += [Expansion(replace(BASE, group_size=group), 4, 0, 24) for group in (-1, 32, 64)]
+EXPANSIONS += [Expansion(BASE, width, 16, 7, on_device=True) for width in (2, 6)]
 EXPANSIONS += [
-    Expansion(Layer(130, 512, 32, "nested", torch.bfloat16), 3, 0, 130),
+    Expansion(Layer(50, 512, 32, "nested", torch.bfloat16), 3, 0, 50),
     Expansion(Layer(300, 96, 32, "curved", torch.float16), 8, 128, 131),
+    Expansion(Layer(130, 512, 64, "round", torch.bfloat16), 2, 64, 66),
     Expansion(Layer(7, 1120, -1, "round", torch.bfloat16), 6, 0, 7),
+    # Rows of no whole 16 bytes.
+    Expansion(Layer(20, 77, -1, "curved", torch.bfloat16), 8, 0, 20),
+    Expansion(Layer(33, 300, 32, "nested", torch.float16), 3, 16, 17),
 ]
 PRODUCTS = [
     Product(BASE, (4,), bias=True),

@@ -12,7 +12,7 @@ from matgptq_vllm.kernels.config import Config
 
 N, K, DENSE_FROM = 24, 64, 6
 MAX_TOKENS = 9
-CONFIG = Config(16, 64, 1, 4, 3)
+CONFIG = Config(16, 64, 4, 2, split_k=3)
 ROW_ORDER = torch.tensor([1, 2, 3, 0, 4, 5, 6, 7, 8], dtype=torch.int32)
 
 
@@ -27,7 +27,7 @@ class Kernels:
     def call(self, m: int, counts=(3, 6, 0), widths=(4, 8), host_decides: bool = True, x: torch.Tensor | None = None):
         profile_widths = torch.tensor([8, 4, 8], dtype=torch.int32)
         return dispatch.sliced_linear(
-            torch.randn(m, K).bfloat16() if x is None else x, [], torch.ones(1, 128), N,
+            torch.randn(m, K).bfloat16() if x is None else x, [], torch.ones(4, 1, 8, 2), N,
             torch.zeros(MAX_TOKENS, dtype=torch.int32), profile_widths, ROW_ORDER, torch.tensor(counts, dtype=torch.int32),
             profile_widths, torch.zeros(8, dtype=torch.int32), widths, 32, "nested", None, host_decides=host_decides,
         )  # fmt: skip

@@ -47,15 +47,16 @@ def error(y, codes, scales, x, row_widths, group_size, rule, bias=None):
     expected = expected if bias is None else expected + bias.double()
     return ((y.double() - expected).norm(dim=1) / expected.norm(dim=1)).max().item()
 
-small, split, rows64 = Config(8, 64, 1, 4, 2), Config(16, 64, 3, 4, 2), Config(64, 128, 1, 8, 2)
+narrow, small, split, large = Config(8, 16, 4, 2), Config(8, 64, 2, 1), Config(16, 64, 2, 1, split_k=2), Config(32, 32, 8, 1)
 found = {}
 generator = torch.Generator().manual_seed(1)
 def draw(m, k, dtype=torch.bfloat16):
     return torch.randn(m, k, generator=generator).to(device, dtype)
 
-shapes = [(72, 520, 32, 1, small), (130, 1544, 64, 17, split), (64, 896, 128, 3, small), (40, 640, -1, 33, rows64)]
+# Small for the interpreter, but with several units, and shares of K per program that are not the same.
+shapes = [(40, 136, 32, 1, small), (40, 520, 64, 17, split), (24, 512, 128, 3, narrow), (72, 520, -1, 33, large)]
 for rule, width, (n, k, group_size, m, config) in itertools.product(SLICE_RULES, WIDTHS, shapes):
-    if rule != "curved" and m > 3:
+    if rule != "curved" and m > 1:
         continue
     codes, scales = layer(n, k, group_size)
     x = draw(m, k, torch.float16 if group_size == 64 else torch.bfloat16)
@@ -63,9 +64,9 @@ for rule, width, (n, k, group_size, m, config) in itertools.product(SLICE_RULES,
     y = product(codes, scales, x, [width] * m, (width,), group_size, rule, config, bias=bias)
     found[f"uniform {rule} {width} {group_size} {m}"] = error(y, codes, scales, x, [width] * m, group_size, rule, bias)
 
-codes, scales = layer(72, 1040, 128)
+codes, scales = layer(40, 392, 128)
 for rule, m, config in (("curved", 5, small), ("nested", 20, split), ("round", 9, small)):
-    x = draw(m, 1040)
+    x = draw(m, 392)
     row_widths = [(4, 8, 2, 6, 3)[row % 5] for row in range(m)]
     y = product(codes, scales, x, row_widths, WIDTHS, 128, rule, config, ordered=m > config.block_m)
     found[f"mixed {rule}"] = error(y, codes, scales, x, row_widths, 128, rule)
@@ -75,15 +76,16 @@ for rule, m, config in (("curved", 5, small), ("nested", 20, split), ("round", 9
         rows = [row for row in range(m) if row_widths[row] == width]
         found[f"bits {rule} {width}"] = 0.0 if torch.equal(y[rows], alone[rows]) else 1.0
 
-x = draw(4, 1040)
+strided = draw(6, 2 * 392)[:, :392]
+found["strided rows"] = error(
+    product(codes, scales, strided, [4] * 6, (4,), 128, "curved", small), codes, scales, strided, [4] * 6, 128, "curved"
+)
+codes, scales = layer(40, 200, 128)
+x = draw(4, 200)
 for width, planes_read in ((2, 1), (3, 2), (4, 3), (6, 4)):
     whole = product(codes, scales, x, [width] * 4, WIDTHS, 128, "curved", small)
     poisoned = product(codes, scales, x, [width] * 4, WIDTHS, 128, "curved", small, poison=planes_read)
     found[f"poisoned planes below {width}"] = 0.0 if torch.equal(whole, poisoned) else 1.0
-strided = draw(6, 2 * 1040)[:, :1040]
-found["strided rows"] = error(
-    product(codes, scales, strided, [4] * 6, (4,), 128, "curved", small), codes, scales, strided, [4] * 6, 128, "curved"
-)
 json.dump(found, open(sys.argv[2], "w"))
 """
 
@@ -99,7 +101,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, run_kernels: Callable[..., N
 
 def test_every_width_rule_group_and_shape_is_within_a_hundredth_of_float64(found: dict[str, float]) -> None:
     uniform = {case: error for case, error in found.items() if case.startswith("uniform")}
-    assert len(uniform) == 40
+    assert len(uniform) == 30
     assert {case: error for case, error in uniform.items() if not error < 1e-2} == {}
 
 

@@ -42,9 +42,9 @@ class Case:
     requests: tuple[tuple[int, int], ...]
     """(profile, rows) of each."""
     padding: int = 0
-    n: int = 72
-    k: int = 520
-    group_size: int = 64
+    n: int = 40
+    k: int = 200
+    group_size: int = 128
     rule: SliceRule = "curved"
     dtype: torch.dtype = torch.bfloat16
     biased: bool = False
@@ -93,11 +93,11 @@ class Case:
 
 ONE = [Case(((profile, 3),), rule=rule) for profile, rule in ((0, "nested"), (1, "curved"), (2, "round"), (4, "curved"))]
 MIXED = [
-    Case(((4, 1), (0, 1), (2, 2), (6, 1)), group_size=128),
-    Case(((2, 9), (4, 2), (1, 7), (5, 4)), padding=5, group_size=32, n=130, biased=True),
+    Case(((4, 1), (0, 1), (2, 2), (6, 1)), k=392),
+    Case(((2, 9), (4, 2), (1, 7), (5, 4)), padding=5, group_size=64, n=72, k=264, biased=True),
     Case(((3, 1), (2, 1)), group_size=-1, rule="nested", dtype=torch.float16),
     # A replica that holds the planes of width 4 only.
-    Case(((2, 1), (1, 2)), k=264, widths=(2, 3, 4), biased=True),
+    Case(((2, 1), (1, 2)), group_size=32, widths=(2, 3, 4), biased=True),
 ]
 DENSE = [
     Case(((2, 5),), padding=1, dense=True, biased=True),

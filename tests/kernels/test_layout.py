@@ -5,7 +5,7 @@ import torch
 
 from matgptq_vllm.core.planes import PlaneLayout
 from matgptq_vllm.core.slicing import num_groups
-from matgptq_vllm.kernels.layout import BLOCK_K, PAD_N, PLANE_WIDTHS, num_planes, padded, to_kernel_layout
+from matgptq_vllm.kernels.layout import PLANE_WIDTHS, num_planes, plane_shapes, scales_shape, to_kernel_layout
 
 LAYOUT = PlaneLayout()
 
@@ -16,50 +16,73 @@ def random_layer(n: int, k: int, group_size: int) -> tuple[torch.Tensor, torch.T
     return codes, torch.rand(n, num_groups(k, group_size), generator=generator).bfloat16() + 0.5
 
 
-def bit_of(words: torch.Tensor, plane: int, row: int, column: int, bit: int) -> int:
-    """Bit ``bit`` of the field of plane ``plane`` of one code, looked up as the module's table says."""
-    block, within = divmod(column, BLOCK_K)
-    tile, column_of_tile = divmod(within, 32)
-    half, field = divmod(tile, 8)
-    upper, place = divmod(field, 4)
-    pair, odd = divmod(column_of_tile, 2)
-    row_of_words = words[block, half, row] if PLANE_WIDTHS[plane] == 2 else words[block, row]
-    byte = row_of_words.contiguous().view(torch.uint8)[4 * pair + 2 * upper + odd].item()
-    return byte >> (2 * place + (bit if PLANE_WIDTHS[plane] == 2 else half)) & 1
+def sign_and_magnitude(planes: list[torch.Tensor], row: int, column: int) -> tuple[int, int]:
+    """Of one code, looked up as the module's table says."""
+    unit, row_of_unit = divmod(row, 16)
+    e, g = divmod(row_of_unit, 8)
+    unit_k, column_of_unit = divmod(column, 128)
+    p, column_of_piece = divmod(column_of_unit, 32)
+    j, within = divmod(column_of_piece, 8)
+    i, u, lane_bit = within >> 2, within >> 1 & 1, within & 1
+    lane, n, q = 4 * g + j, 4 * lane_bit + 2 * u + e, 2 * (p % 2) + i
+
+    def bits(plane: int, start: int, count: int) -> int:
+        words = planes[plane][unit, unit_k]
+        word = words[lane, p if PLANE_WIDTHS[plane] == 2 else p // 2]
+        return int(word.item()) >> start & ((1 << count) - 1)
+
+    magnitude = bits(0, 4 * n + 2 - 2 * i, 1) << 6 | bits(1, 4 * n + (q ^ 1), 1) << 5 | bits(2, 4 * n + q, 1) << 4
+    magnitude |= bits(3, 4 * n + 2 - 2 * i, 2) << 2 | bits(4, 4 * n + 2 * i, 2)
+    return bits(0, 4 * n + 3 - 2 * i, 1), magnitude
 
 
-@pytest.mark.parametrize(("n", "k"), [(1, 8), (130, 520), (7, 1536), (128, 512)])
+def by_output(kernel_scales: torch.Tensor) -> torch.Tensor:
+    """Scales in the kernel layout -> [padded N, groups]."""
+    units, groups = kernel_scales.shape[:2]
+    return kernel_scales.permute(0, 3, 2, 1).reshape(16 * units, groups)
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 8), (130, 520), (7, 1536), (128, 512), (2100, 40)])
 def test_every_bit_lies_where_the_layout_says(n: int, k: int) -> None:
     codes, scales = random_layer(n, k, 128)
     planes, _ = to_kernel_layout(LAYOUT.split(codes), scales, LAYOUT, k, 128)
     generator = torch.Generator().manual_seed(0)
     for row, column in zip(
-        torch.randint(0, n, (40,), generator=generator).tolist(),
-        torch.randint(0, k, (40,), generator=generator).tolist(),
+        torch.randint(0, n, (200,), generator=generator).tolist(),
+        torch.randint(0, k, (200,), generator=generator).tolist(),
         strict=True,
     ):
-        code, position = 0, 8
-        for plane, width in enumerate(PLANE_WIDTHS):
-            position -= width
-            for bit in range(width):
-                code |= bit_of(planes[plane], plane, row, column, bit) << (position + bit)
-        assert code == codes[row, column].item()
+        code = int(codes[row, column])
+        assert sign_and_magnitude(planes, row, column) == ((0, code - 128) if code >= 128 else (1, 127 - code))
+
+
+def test_no_two_codes_share_a_bit() -> None:
+    # 127 is a sign and no magnitude, 0 all of both.
+    codes = torch.full((16, 128), 127, dtype=torch.uint8)
+    codes[:, ::3] = 0
+    planes, _ = to_kernel_layout(LAYOUT.split(codes), torch.ones(16, 1), LAYOUT, 128, -1)
+    ones = [sum((word & 0xFFFFFFFF).bit_count() for word in plane[0, 0].flatten().tolist()) for plane in planes]
+    full = int((codes == 0).sum())
+    assert ones == [codes.numel() + full, full, full, 2 * full, 2 * full]
 
 
 def test_sizes_are_padded_and_padding_is_zero() -> None:
     codes, scales = random_layer(130, 520, 32)
     planes, kernel_scales = to_kernel_layout(LAYOUT.split(codes), scales, LAYOUT, 520, 32)
-    n = padded(130, PAD_N)
-    assert [tuple(plane.shape) for plane in planes] == [(2, 2, n, 32), (2, n, 32), (2, n, 32), (2, 2, n, 32), (2, 2, n, 32)]
-    assert all(plane.dtype == torch.int16 for plane in planes)
-    assert kernel_scales.shape == (32, n)
-    assert torch.equal(kernel_scales[:17, :130], scales.T)
-    assert kernel_scales[17:].abs().sum() == 0
-    assert kernel_scales[:, 130:].abs().sum() == 0
-    assert all(plane[..., 130:, :].abs().sum() == 0 for plane in planes)
+    double, single = (12, 5, 32, 4), (12, 5, 32, 2)
+    assert [tuple(plane.shape) for plane in planes] == plane_shapes(130, 520) == [double, single, single, double, double]
+    assert all(plane.dtype == torch.int32 for plane in planes)
+    assert all(plane[9:].abs().sum() == 0 for plane in planes)
+    assert all(sign_and_magnitude(planes, row, column) == (0, 0) for row, column in ((130, 5), (143, 519), (3, 520), (90, 639)))
+    assert (kernel_scales.shape, kernel_scales.dtype) == (scales_shape(130, 520, 32), torch.bfloat16)
+    found = by_output(kernel_scales)
+    assert found.shape == (192, 20)
+    assert torch.equal(found[:130, :17], scales)
+    assert found[:, 17:].abs().sum() == 0
+    assert found[130:].abs().sum() == 0
 
 
-def test_a_row_of_a_plane_takes_its_share_of_the_codes_bytes() -> None:
+def test_planes_take_their_share_of_the_codes_bytes() -> None:
     codes, scales = random_layer(128, 1024, 128)
     planes, _ = to_kernel_layout(LAYOUT.split(codes), scales, LAYOUT, 1024, 128)
     assert [plane.nbytes * 8 / codes.numel() for plane in planes] == list(PLANE_WIDTHS)
@@ -76,8 +99,19 @@ def test_fewer_planes_of_any_checkpoint_layout_give_the_same_leading_planes(bits
         assert all(torch.equal(plane, expected) for plane, expected in zip(planes, whole, strict=False))
 
 
-def test_one_scale_per_channel_is_one_row() -> None:
+def test_one_scale_per_channel_is_one_group() -> None:
     codes, scales = random_layer(5, 96, -1)
     _, kernel_scales = to_kernel_layout(LAYOUT.split(codes), scales, LAYOUT, 96, -1)
-    assert kernel_scales.shape == (1, PAD_N)
-    assert torch.equal(kernel_scales[0, :5], scales[:, 0])
+    assert kernel_scales.shape == scales_shape(5, 96, -1) == (4, 1, 8, 2)
+    assert torch.equal(by_output(kernel_scales)[:5], scales)
+
+
+@pytest.mark.parametrize(
+    ("given", "held"), [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32), (torch.float32, torch.float32)]
+)
+def test_scales_are_held_exactly(given: torch.dtype, held: torch.dtype) -> None:
+    codes, scales = random_layer(5, 96, 32)
+    scales = (scales.float() * 1.001).to(given)
+    _, kernel_scales = to_kernel_layout(LAYOUT.split(codes), scales, LAYOUT, 96, 32)
+    assert kernel_scales.dtype == held
+    assert torch.equal(by_output(kernel_scales)[:5, :3], scales.to(held))

@@ -60,6 +60,17 @@ def test_widths_are_looked_up_by_profile_index_and_the_bias_is_added(codes, scal
     torch.testing.assert_close(y.double(), wanted + bias, rtol=1e-4, atol=1e-4)
 
 
+def test_a_graph_of_one_profile_launches_the_kernels_of_its_width(codes, scales, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(dispatch, "sliced_linear", lambda x, *given: seen.append(given[9]) or x.new_zeros(x.shape[0], N))
+    resident = to_resident(LAYOUT.split(codes), scales, LAYOUT, K, GROUP)
+    profiles = torch.zeros(MAX_TOKENS, dtype=torch.int32)
+    given = arguments(torch.zeros(3, K).bfloat16(), resident.planes, resident.scales, profiles)
+    for profile in (-1, 1, 2):
+        torch.ops.matgptq.sliced_linear(*given, None, torch.tensor([profile], dtype=torch.int32))
+    assert seen == [[2, 3, 8], [8], [2]]
+
+
 def test_a_compiled_graph_follows_the_buffer(codes, scales) -> None:
     x = torch.randn(2, K)
     token_profiles = torch.zeros(MAX_TOKENS, dtype=torch.int32)

@@ -10,15 +10,15 @@ from matgptq_vllm.kernels.config import Config
 from matgptq_vllm.kernels.tables import Key, Table
 
 GPU = "NVIDIA H200"
-CONFIG = Config(16, 64, 4, 4, 3)
+CONFIG = Config(16, 32, 4, 2)
 KEY = Key(4096, 14336, 128, "several", 16)
-TABLE = Table({KEY: CONFIG, Key(896, 4864, -1, "4", 8): Config(16, 128, 1, 8, 2, max_registers=128)}, {(4096, 14336): 384})
+TABLE = Table({KEY: CONFIG, Key(896, 4864, -1, "4", 8): Config(16, 64, 8, 1, 3, max_registers=128)}, {(4096, 14336): 384})
 
 
 def document(**changes: object) -> dict:
     """A table as in its file, with fields of its only configuration replaced."""
     config = {**asdict(CONFIG), **changes}
-    return {"format": 1, "gpu": GPU, "configs": {"4096x14336": {"128": {"several": {"16": config}}}}, "dense_from": {}}
+    return {"format": 2, "gpu": GPU, "configs": {"4096x14336": {"128": {"several": {"16": config}}}}, "dense_from": {}}
 
 
 @pytest.mark.parametrize(("m", "expected"), [(1, 8), (8, 8), (9, 16), (16, 16), (17, 32), (64, 64), (65, 128), (5000, 8192)])
@@ -69,7 +69,7 @@ def test_a_failed_write_leaves_the_old_table_and_nothing_else(tmp_path: Path, mo
 def test_fields_with_a_default_may_be_left_out(tmp_path: Path):
     given = document()
     config = given["configs"]["4096x14336"]["128"]["several"]["16"]
-    for name in ("step", "max_registers", "pdl"):
+    for name in ("split_k", "max_registers", "pdl"):
         del config[name]
     (tmp_path / "table.json").write_text(json.dumps(given))
     assert tables.read(tmp_path / "table.json").configs == {KEY: CONFIG}
@@ -84,24 +84,30 @@ def test_every_field_of_a_configuration_is_checked():
     [
         ("{", "cannot be read as JSON"),
         ("[]", "has format None"),
-        (json.dumps({**document(), "format": 2}), "has format 2; this release reads 1"),
-        (json.dumps({"format": 1, "configs": []}), "configs: .* is not an object"),
-        (json.dumps({"format": 1, "configs": {"4096": {}}}), "configs / 4096: '4096' is not a shape"),
+        (json.dumps({**document(), "format": 1}), "has format 1; this release reads 2"),
+        (json.dumps({**document(), "format": 3}), "has format 3; this release reads 2"),
+        (json.dumps({"format": 2, "configs": []}), "configs: .* is not an object"),
+        (json.dumps({"format": 2, "configs": {"4096": {}}}), "configs / 4096: '4096' is not a shape"),
         (
-            json.dumps({"format": 1, "configs": {"1x2": {"128": {"4": {"12": {}}}}}}),
+            json.dumps({"format": 2, "configs": {"1x2": {"128": {"4": {"12": {}}}}}}),
             "1x2 / 128 / 4 / 12: 12 names no range of M",
         ),
-        (json.dumps({"format": 1, "configs": {"1x2": {"128": {"4": {"4": {}}}}}}), "4 names no range of M"),
-        (json.dumps({"format": 1, "configs": {"1x2": {"100": {"4": {"16": {}}}}}}), "group size 100 is not one of"),
-        (json.dumps({"format": 1, "configs": {"1x2": {"128": {"5": {"16": {}}}}}}), "widths '5' are not one of several, 2, 3"),
-        (json.dumps({"format": 1, "configs": {"1x2": {"128": {"4": {"x": {}}}}}}), "'x' is not a whole number"),
-        (json.dumps({"format": 1, "configs": {"1x2": {"128": {"4": {"16": 3}}}}}), "3 is not a configuration"),
-        (json.dumps(document(block_k=3)), r"4096x14336 / 128 / several / 16: fields \['block_k'\] are missing or unknown"),
-        (json.dumps(document(block_m=24)), "block_m 24 is not supported; it may be .*16, 32, 64, 128, 256"),
+        (json.dumps({"format": 2, "configs": {"1x2": {"128": {"4": {"4": {}}}}}}), "4 names no range of M"),
+        (json.dumps({"format": 2, "configs": {"1x2": {"100": {"4": {"16": {}}}}}}), "group size 100 is not one of"),
+        (json.dumps({"format": 2, "configs": {"1x2": {"128": {"5": {"16": {}}}}}}), "widths '5' are not one of several, 2, 3"),
+        (json.dumps({"format": 2, "configs": {"1x2": {"128": {"4": {"x": {}}}}}}), "'x' is not a whole number"),
+        (json.dumps({"format": 2, "configs": {"1x2": {"128": {"4": {"16": 3}}}}}), "3 is not a configuration"),
+        (
+            json.dumps(document(num_stages=3)),
+            r"4096x14336 / 128 / several / 16: fields \['num_stages'\] are missing or unknown",
+        ),
+        (json.dumps(document(block_m=24)), "block_m 24 is not supported; it may be 8, 16, 32;"),
         (json.dumps(document(block_m=16.0)), "block_m 16.0 is not supported"),
+        (json.dumps(document(num_warps=6)), "num_warps 6 is not supported; it may be 1, 2, 4, 8, 16;"),
+        (json.dumps(document(depth=0)), "depth 0 is not supported; it may be 1, 2, 3, 4;"),
         (json.dumps(document(split_k=True)), "split_k True is not supported; it may be 1, 2, ..., 64"),
         (json.dumps(document(max_registers=100)), "max_registers 100 is not supported; it may be null, 32, ..., 248"),
-        (json.dumps({"format": 1, "dense_from": {"4096x4096": 0}}), "dense_from / 4096x4096: 0 is not a number of rows"),
+        (json.dumps({"format": 2, "dense_from": {"4096x4096": 0}}), "dense_from / 4096x4096: 0 is not a number of rows"),
     ],
 )
 def test_a_damaged_table_is_named_with_the_entry_and_the_way_out(content: str, message: str, tmp_path: Path):
@@ -114,7 +120,7 @@ def test_a_damaged_table_is_named_with_the_entry_and_the_way_out(content: str, m
 
 
 def test_later_directories_win_entry_by_entry(tmp_path: Path):
-    mine = Config(32, 64, 1, 4, 4)
+    mine = Config(32, 64, 4, 1)
     tables.write(tmp_path / "shipped" / "nvidia_h200.json", TABLE, GPU)
     tables.write(tmp_path / "user" / "nvidia_h200.json", Table({KEY: mine}, {(8, 8): 99}), GPU)
     table = tables.load(GPU, [tmp_path / "shipped", tmp_path / "absent", tmp_path / "user"])

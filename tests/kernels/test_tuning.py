@@ -6,18 +6,17 @@ import torch
 
 from matgptq_vllm.core.errors import FormatError, UnsupportedError
 from matgptq_vllm.core.precision import WIDTHS
-from matgptq_vllm.core.slicing import SLICE_RULES
 from matgptq_vllm.kernels import tables, tuning
 from matgptq_vllm.kernels.config import MAX_SPLIT_ROWS, Config
 from matgptq_vllm.kernels.layout import PAD_N, padded
 from matgptq_vllm.kernels.tables import Key, Table
-from matgptq_vllm.kernels.tuning import Hardware, Problem, default, fitted, pick, shared_bytes
+from matgptq_vllm.kernels.tuning import Hardware, Problem, default, fitted, pick
 
 H200 = Hardware("NVIDIA H200", 132, 227 << 10, (9, 0))
 A10 = Hardware("NVIDIA A10", 72, 99 << 10, (8, 6))
 CPU = torch.device("cpu")
 PROBLEM = Problem(16, 4096, 4096, WIDTHS, 128)
-CONFIG = Config(16, 64, 4, 4, 3, step=256)
+CONFIG = Config(16, 32, 4, 2, split_k=2)
 
 
 @pytest.fixture
@@ -37,9 +36,11 @@ def user_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def is_allowed(config: Config, problem: Problem, hardware: Hardware) -> bool:
     return (
-        shared_bytes(config, problem) <= hardware.shared_bytes
+        config.num_warps * config.block_m * config.block_n * 4 <= hardware.shared_bytes
         and padded(problem.n, PAD_N) % config.block_n == 0
-        and 1 <= config.split_k <= problem.blocks
+        and 1 <= config.split_k <= problem.units
+        and config.depth >= 1
+        and (config.max_registers is None or config.num_warps * 32 * config.max_registers <= 65536)
         and (config.split_k == 1 or problem.bucket <= MAX_SPLIT_ROWS)
         and (hardware.capability >= (9, 0) or not config.pdl)
     )
@@ -49,63 +50,76 @@ def is_allowed(config: Config, problem: Problem, hardware: Hardware) -> bool:
 @pytest.mark.parametrize(("n", "k"), [(4096, 4096), (28672, 8192), (130, 520), (1, 32)])
 @pytest.mark.parametrize("bucket", [8, 16, 64, 128, 256, 512, 8192])
 def test_the_rule_keeps_to_the_limits_for_every_gpu_shape_and_m(hardware: Hardware, n: int, k: int, bucket: int):
-    for widths in ((2,), (8,), WIDTHS):
-        for rule in SLICE_RULES:
-            problem = Problem(bucket, n, k, widths, 128, rule)
-            assert is_allowed(default(problem, hardware), problem, hardware)
+    problem = Problem(bucket, n, k, WIDTHS, 128)
+    config = default(problem, hardware)
+    assert is_allowed(config, problem, hardware)
+    assert config.block_m == min(bucket, 32)
+    assert config.pdl == (hardware is H200)
 
 
-def test_the_rule_fills_the_gpu_when_there_are_few_tiles():
-    config = default(PROBLEM, H200)
-    assert 0.5 * H200.num_sms <= PROBLEM.tiles(config) * config.split_k <= 4 * H200.num_sms
-    assert default(replace(PROBLEM, n=57344), H200).split_k == 1
+@pytest.mark.parametrize(
+    ("bucket", "n", "k", "expected"),
+    [
+        (8, 28672, 4096, Config(8, 16, 4, 1, pdl=True)),  # 1792 tiles: a few warps each
+        (8, 4096, 4096, Config(8, 16, 8, 1, pdl=True)),  # 256 tiles: more warps
+        (8, 1024, 14336, Config(8, 16, 8, 1, split_k=2, pdl=True)),  # 64 tiles: K is split too
+        (8, 1024, 1024, Config(8, 16, 8, 1, pdl=True)),  # with 8 units, only for idle warps
+        (16, 1024, 14336, Config(16, 32, 8, 1, split_k=4, pdl=True)),
+    ],
+)
+def test_by_rule_more_warps_share_k_the_fewer_tiles_there_are(bucket: int, n: int, k: int, expected: Config):
+    assert default(Problem(bucket, n, k, WIDTHS, 128), H200) == expected
 
 
 def test_a_configuration_beyond_the_limits_is_brought_within_them():
-    greedy = Config(128, 128, 40, 8, 8, step=512, pdl=True)
+    greedy = Config(32, 64, 16, 3, split_k=40, max_registers=168, pdl=True)
     for hardware in (H200, A10):
-        config = fitted(greedy, replace(PROBLEM, bucket=256), hardware)
-        assert is_allowed(config, PROBLEM, hardware)
-        assert config.block_n == 128
-    assert fitted(greedy, PROBLEM, H200).split_k == 8
+        for bucket in (8, 256, 512):
+            problem = replace(PROBLEM, bucket=bucket, k=14336)
+            config = fitted(greedy, problem, hardware)
+            assert is_allowed(config, problem, hardware)
+            assert (config.block_m, config.block_n) == (32, 64)
     assert fitted(greedy, replace(PROBLEM, bucket=512), H200).split_k == 1
     assert fitted(greedy, PROBLEM, H200).pdl
     assert not fitted(greedy, PROBLEM, A10).pdl
+
+
+def test_the_sums_of_all_warps_fit_in_shared_memory():
+    config = Config(32, 64, 16, 1)  # 128 KiB
+    assert fitted(config, PROBLEM, H200).num_warps == 16
+    assert fitted(config, PROBLEM, A10).num_warps == 8
+
+
+def test_no_warp_is_promised_more_registers_than_there_are():
+    assert fitted(Config(8, 16, 16, 1, max_registers=128), PROBLEM, H200).max_registers == 128
+    assert fitted(Config(8, 16, 16, 1, max_registers=136), PROBLEM, H200).max_registers is None
+    assert fitted(Config(8, 16, 8, 1, max_registers=248), PROBLEM, H200).max_registers == 248
+
+
+@pytest.mark.parametrize(
+    ("k", "warps", "split", "depth", "expected"),
+    [
+        (2048, 4, 8, 1, (4, 1)),  # 16 units: 4 programs of 4 warps
+        (2048, 8, 2, 3, (2, 1)),
+        (2048, 8, 1, 3, (1, 2)),
+        (2432, 4, 2, 3, (2, 3)),  # 19 units
+        (520, 8, 4, 2, (1, 1)),  # fewer than warps
+    ],
+)
+def test_k_is_split_and_read_ahead_no_further_than_warps_have_units(
+    k: int, warps: int, split: int, depth: int, expected: tuple[int, int]
+):
+    config = fitted(Config(16, 32, warps, depth, split), replace(PROBLEM, k=k), H200)
+    assert (config.split_k, config.depth) == expected
+    assert config.num_warps == warps
 
 
 def test_one_within_the_limits_stays_as_it_is():
     assert fitted(CONFIG, PROBLEM, H200) == CONFIG
 
 
-# As Triton 3.6 reports it for sm_90, rule curved, group 128.
-@pytest.mark.parametrize(
-    ("widths", "block_m", "block_n", "stages", "step", "reported"),
-    [
-        ((4,), 16, 64, 4, 256, 86016),
-        ((8,), 64, 128, 3, 256, 212992),
-        ((3,), 16, 64, 3, 256, 57344),
-        ((2,), 16, 64, 3, 256, 32768),
-        ((4,), 16, 64, 3, 512, 81920),
-        ((2, 4), 64, 64, 2, 512, 147456),
-    ],
-)
-def test_shared_memory_is_never_taken_for_less_than_it_is(
-    widths: tuple[int, ...], block_m: int, block_n: int, stages: int, step: int, reported: int
-):
-    config = Config(block_m, block_n, 1, 4, stages, step=step)
-    found = shared_bytes(config, Problem(block_m, 4096, 4096, widths, 128))
-    assert reported <= found <= reported + 128 * 2 * block_n
-
-
-def test_wider_slices_need_more_shared_memory():
-    sizes = [shared_bytes(CONFIG, replace(PROBLEM, widths=(width,))) for width in WIDTHS]
-    assert sizes == sorted(set(sizes))
-    assert shared_bytes(CONFIG, PROBLEM) == sizes[-1]
-    assert shared_bytes(CONFIG, replace(PROBLEM, widths=(4,), rule="round")) == sizes[WIDTHS.index(6)]
-
-
 def test_what_was_measured_is_taken():
-    other = Config(32, 128, 1, 8, 2, step=256)
+    other = Config(32, 64, 8, 1)
     table = Table({PROBLEM.key: CONFIG, PROBLEM.key._replace(bucket=32): other, PROBLEM.key._replace(widths="4"): other})
     assert pick(PROBLEM, H200, table) == CONFIG
     assert pick(replace(PROBLEM, bucket=32), H200, table) == other
@@ -125,18 +139,23 @@ def test_what_was_measured_is_taken():
 )
 def test_an_unknown_product_is_served_by_the_nearest_known(wanted: Key, nearest: Key):
     known = [PROBLEM.key, PROBLEM.key._replace(bucket=64), PROBLEM.key._replace(n=28672), PROBLEM.key._replace(widths="4")]
-    table = Table({key: replace(CONFIG, split_k=1, num_stages=2 + index) for index, key in enumerate(known)})
+    table = Table({key: replace(CONFIG, split_k=1, max_registers=64 + 8 * index) for index, key in enumerate(known)})
     widths = WIDTHS if wanted.widths == "several" else (int(wanted.widths),)
     problem = Problem(wanted.bucket, wanted.n, wanted.k, widths, wanted.group_size)
-    assert pick(problem, H200, table).num_stages == table.configs[nearest].num_stages
+    assert pick(problem, H200, table).max_registers == table.configs[nearest].max_registers
 
 
 def test_another_shape_gets_as_many_programs_per_multiprocessor():
-    table = Table({PROBLEM.key: CONFIG})  # 64 tiles in 4 shares
-    assert pick(replace(PROBLEM, n=8192), H200, table) == replace(CONFIG, split_k=2)
-    assert pick(replace(PROBLEM, n=2048), H200, table) == replace(CONFIG, split_k=8)
-    assert pick(replace(PROBLEM, n=1024), H200, table) == replace(CONFIG, split_k=8)  # no more blocks of K
+    table = Table({PROBLEM.key: CONFIG})  # 128 tiles in 2 shares, 32 units
+    assert pick(replace(PROBLEM, n=8192), H200, table) == replace(CONFIG, split_k=1)
+    assert pick(replace(PROBLEM, n=2048), H200, table) == replace(CONFIG, split_k=4, depth=2)
+    assert pick(replace(PROBLEM, n=1024), H200, table) == replace(CONFIG, split_k=8, depth=1)  # no units for more warps
     assert pick(replace(PROBLEM, n=57344), H200, table) == replace(CONFIG, split_k=1)
+
+
+def test_where_tiles_are_many_k_is_split_no_further_than_for_the_known_shape():
+    table = Table({PROBLEM.key._replace(n=57344): replace(CONFIG, split_k=1)})  # 1792 tiles
+    assert pick(replace(PROBLEM, n=14336), H200, table) == replace(CONFIG, split_k=1)
 
 
 @pytest.mark.usefixtures("user_tables")
@@ -148,8 +167,9 @@ def test_all_m_of_a_range_get_the_same_configuration():
 
 def test_a_user_table_is_found_by_the_name_of_the_gpu(user_tables: Path):
     key = Key(256, 1024, 128, "4", 8)
-    tables.write(user_tables / "cpu.json", Table({key: replace(CONFIG, split_k=2)}, {(256, 1024): 77}), "cpu")
-    assert tuning.choose(3, 256, 1024, (4,), 128, CPU) == replace(CONFIG, split_k=2)
+    mine = Config(32, 64, 2, 2)
+    tables.write(user_tables / "cpu.json", Table({key: mine}, {(256, 1024): 77}), "cpu")
+    assert tuning.choose(3, 256, 1024, (4,), 128, CPU) == mine
     assert tuning.dense_from(256, 1024, CPU) == 77
     assert tuning.dense_from(300, 1000, CPU) == 77
 

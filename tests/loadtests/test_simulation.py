@@ -2,17 +2,21 @@
 
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from loadtests.simulation.__main__ import main
-from loadtests.simulation.compare import SCENARIOS, outcome
-from loadtests.simulation.engine import GPU, WIDTHS, Hardware
+from loadtests.simulation.compare import SCENARIOS, TARGET_SHARE, outcome, switches_of
+from loadtests.simulation.engine import BLOCK, GPU, WIDTHS, Engine, Hardware, Served
 from loadtests.simulation.oracle import plan
 from loadtests.simulation.policies import Controlled, Fixed, Plan, serve
 from loadtests.simulation.trace import Arrival, Traffic, draw
+from matgptq_vllm.core.precision import FOLLOW_BLOCK
 from serve.budget import Budget
 from serve.controller import HOLD_S
+
+DOCUMENTED = json.loads((Path(__file__).parents[2] / "docs/results/budgets-simulation/results.json").read_text())
 
 PLAIN = Hardware("plain", 2.0, (1.0,) * 5, (0.0,) * 5, 1.0, 0.1, 0.0, 0.0, hiccup_share=0.0)
 
@@ -44,6 +48,30 @@ def test_every_request_is_served_whole_by_every_policy() -> None:
         assert sum(run.tokens) == sum(arrival.output_tokens - 1 for arrival in trace)
 
 
+def test_running_requests_change_at_their_next_block_after_the_prompt() -> None:
+    engine = Engine(PLAIN, 0)
+    first = Served(Arrival(0, 0.0, 10, 100, False), 4)
+    engine.submit(first)
+    engine.change_all(0)
+    for _ in range(6):
+        engine.advance(engine.now_s + 1e-9, lambda _: None)
+        assert first.width == 4
+    while first.width == 4:
+        engine.advance(engine.now_s + 1e-9, lambda _: None)
+    # The step that computes the 17th token is the first at the other width.
+    assert first.arrival.prompt_tokens + engine.steps - 1 - first.first_step == BLOCK
+    assert (engine.decode[0], sum(engine.decode)) == (1, 1)
+    assert BLOCK == FOLLOW_BLOCK
+
+
+def test_an_oracle_that_is_bound_switches_no_faster_than_the_rule() -> None:
+    trace = draw(Traffic(6.0, calm_s=3, burst_s=3, output_tokens=60), 14, 1)
+    planned = plan(trace, GPU, 14.0, 1, 0.95, elastic=True, hold_s=HOLD_S)
+    switches = switches_of(list(zip(planned.starts_s, planned.widths, strict=True)))
+    assert switches
+    assert all(up == other or later - earlier >= HOLD_S for (earlier, up), (later, other) in pairwise(switches))
+
+
 def test_copies_of_an_engine_run_alike() -> None:
     trace = draw(Traffic(4.0), 20, 1)
     whole = serve(trace, GPU, Plan([0.0, 10.0], [4, 2]), 5)
@@ -61,19 +89,24 @@ def test_the_oracle_is_wider_than_the_best_fixed_width_and_meets_the_share() -> 
     assert found.width_requests >= max(width.width_requests for width in fixed if width.met >= 0.95)
 
 
-@pytest.mark.parametrize(("name", "seed"), [("gpu", 0), ("cpu", 1)])
-def test_the_controller_meets_the_budget_where_width_8_does_not_and_stays_wide(name: str, seed: int) -> None:
+@pytest.mark.parametrize(("name", "seed"), [("gpu", 20), ("cpu", 21)])
+def test_the_controller_keeps_its_promise_and_does_what_the_documents_say(name: str, seed: int) -> None:
     scenario = SCENARIOS[name]
-    trace = draw(scenario.traffic, 160, seed)
+    (written,) = [found for found in DOCUMENTED if (found["scenario"], found["seed"]) == (name, seed)]
+    trace = draw(scenario.traffic, written["seconds"], seed)
     eight = outcome(serve(trace, scenario.hardware, Fixed(8), seed), scenario.tpot_ms)
     policy = Controlled(scenario.hardware, Budget(scenario.tpot_ms), seed, elastic=True)
     controlled = outcome(serve(trace, scenario.hardware, policy, seed, elastic=True), scenario.tpot_ms)
-    assert eight.met < 0.75
-    assert controlled.met >= 0.95
-    assert controlled.width_tokens > 5
+    assert eight.met < 0.6
+    assert controlled.met >= TARGET_SHARE
+    # The oracle's search takes minutes; what it found stays true as long as engine and traces are the same.
+    assert controlled.width_tokens >= 0.9 * written["policies"]["oracle"]["width_tokens"]
     assert controlled.least_reversal_s is None or controlled.least_reversal_s >= HOLD_S
     assert policy.model.mean_error is not None
     assert policy.model.mean_error < 0.12
+    for found, policy_name in ((eight, "fixed 8"), (controlled, "controller")):
+        documented = written["policies"][policy_name]
+        assert (found.met, found.width_tokens) == pytest.approx((documented["met"], documented["width_tokens"]), rel=0.005)
 
 
 def test_the_command_writes_what_it_prints(tmp_path, capsys) -> None:

@@ -1,14 +1,17 @@
 """plugin.linear: what a layer holds before and after loading, and what it hands to the operator."""
 
+import dataclasses
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from vllm.lora.layers.utils import _get_lora_device
 from vllm.model_executor import parameter as vllm_parameter
 
 from matgptq_vllm.core.checkpoint import plane_name
+from matgptq_vllm.core.errors import UnsupportedError
 from matgptq_vllm.core.replica import ReplicaOptions
 from matgptq_vllm.engine.replica import Replica
 from matgptq_vllm.kernels import dispatch
@@ -75,6 +78,25 @@ def test_for_the_kernels_a_layer_gives_up_what_was_loaded(replica: Replica, monk
     assert not set(layer.state_dict()) - {"plane0", "plane1", "plane2", "scales"}
 
 
+def test_what_the_kernels_read_can_be_made_again_from_weights_that_are_read_again(replica: Replica, monkeypatch) -> None:
+    monkeypatch.setattr(linear, "kernels_run", lambda *_: True)
+    method, layer = loaded(replica, torch.bfloat16)
+    at_first = {name: held.data.clone() for name, held in layer.named_parameters()}
+    method.process_weights_after_loading(layer)
+    wanted = [held.data.clone() for held in weights(layer)]
+    # vLLM gives the layer the parameters of ``create_weights`` again, and fills them.
+    for name, data in at_first.items():
+        setattr(layer, name, torch.nn.Parameter(data, requires_grad=False))
+    method.process_weights_after_loading(layer)
+    assert all(torch.equal(found, tensor) for found, tensor in zip(weights(layer), wanted, strict=True))
+
+
+def test_loras_find_the_device_of_a_layer(replica: Replica) -> None:
+    _, layer = loaded(replica, torch.float32)
+    assert _get_lora_device(layer) == layer.scales.device
+    assert "qweight" not in layer.state_dict()
+
+
 def test_the_kernels_are_given_the_buffers_of_the_step_and_the_bias(replica: Replica, monkeypatch) -> None:
     method, layer = loaded(replica, torch.bfloat16)
     monkeypatch.setattr(linear, "kernels_run", lambda *_: True)
@@ -108,3 +130,24 @@ def test_each_profile_has_its_width_on_the_host_too(replica: Replica) -> None:
     assert layer.host_profile_widths[: len(replica.profiles)].tolist() == [
         profile.width_of(MEMBERS) for profile in replica.profiles
     ]
+
+
+@pytest.mark.parametrize(
+    ("group_size", "k", "instead"), [(128, 192, "1 or 2 or 3"), (-1, 764, "1"), (32, 48, "1 or 2 or 3 or 4 or 6 or 8 or 12")]
+)
+def test_ranks_that_would_share_a_group_or_a_byte_are_refused(replica: Replica, group_size: int, k: int, instead: str) -> None:
+    method = of_group_size(replica, group_size)
+    with pytest.raises(UnsupportedError, match=rf"layer: .* {k} of 768 inputs, .*; use {instead} tensor-parallel ranks"):
+        method.create_weights(torch.nn.Module(), k, [64], 768, 64, torch.bfloat16, weight_loader=None)
+
+
+@pytest.mark.parametrize(("group_size", "k"), [(128, 384), (128, 768), (-1, 96), (4, 64)])
+def test_ranks_that_share_neither_are_not(replica: Replica, group_size: int, k: int) -> None:
+    of_group_size(replica, group_size)._check_partition(768, k)
+
+
+def of_group_size(replica: Replica, group_size: int) -> linear.MatGPTQLinearMethod:
+    """The method of a layer of 64 outputs and 768 inputs."""
+    spec = dataclasses.replace(replica.reader.spec, group_size=group_size)
+    reader = SimpleNamespace(spec=spec, layers={"layer": (64, 768)}, layout=replica.reader.layout)
+    return linear.MatGPTQLinearMethod(SimpleNamespace(reader=reader, num_planes=1), ["layer"])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from matgptq_vllm.core.precision import GROUP_KEY
 from serve.api_keys import digest_of
 from serve.load import StepLoad
 from serve.settings import Settings
@@ -186,3 +187,45 @@ def test_a_request_is_measured_before_it_is_tokenized(document, tokens):
     size = RequestBody.parse(json.dumps(document).encode()).size(40)
     assert size.prompt_tokens == 10
     assert size.sequences * (256 if size.max_tokens is None else size.max_tokens) == tokens
+
+
+def test_a_quota_that_refuses_leaves_no_trace_in_the_load_or_in_the_decisions(tenants, monkeypatch):
+    learned(tenants)
+    arrived: list[int] = []
+    monkeypatch.setattr(tenants.control.admission._controller, "arrived", arrived.append)
+    refused = tenants.call({"prompt": "x", "max_tokens": 1000}, [*as_tenant("small"), *budget(tpot=26)])
+    assert refused.status == 429
+    assert arrived == []
+    assert not tenants.control.to_json(None)["decisions"]
+    assert not tenants.control.tracker.load().running
+
+
+def test_a_budget_that_is_refused_gives_the_quota_back(tenants):
+    learned(tenants)
+    for _ in range(3):
+        answer = tenants.call({"prompt": "x"}, [*as_tenant("busy"), *budget(tpot=2, policy="strict")])
+        assert (answer.status, "no precision" in answer.error["message"]) == (429, True)
+    assert tenants.call({"prompt": "x"}, as_tenant("busy")).status == 200
+
+
+def test_only_auto_requests_follow_and_only_where_the_operator_says_so(harness, make_harness):
+    learned(harness).call(headers=budget(tpot=60))
+    assert GROUP_KEY not in harness.inner.json["vllm_xargs"]
+    elastic = learned(make_harness(Settings(elastic_running=True)))
+    elastic.call(headers=budget(tpot=60))
+    group = elastic.inner.json["vllm_xargs"][GROUP_KEY]
+    assert group
+    elastic.call(headers=[(b"x-precision", b"8"), *budget(tpot=60)])
+    assert elastic.inner.json["vllm_xargs"] == {"precision": "8"}
+    elastic.call({"precision": "auto"})  # nothing to aim at
+    assert elastic.inner.json["vllm_xargs"] == {"precision": "8"}
+
+
+def test_a_client_cannot_join_a_group(make_harness):
+    harness = make_harness(Settings(elastic_running=True))
+    for value in ("g", "", 1):
+        answer = harness.call({"vllm_xargs": {GROUP_KEY: value, "precision": "8"}})
+        assert (answer.status, answer.error["param"]) == (400, f"vllm_xargs.{GROUP_KEY}")
+    twice = b'{"vllm_xargs": {"precision_group": null, "precision_group": "g"}}'
+    assert harness.call(twice).status == 400
+    assert not harness.inner.bodies

@@ -49,7 +49,7 @@ def test_what_auto_aims_at_reaches_the_server(parent_folder, executed, tmp_path)
     given = ["--tpot-slo-ms", "30", "--ttft-slo-ms=500", "--auto-floor", "3", "--default-precision", "auto", "--request-log"]
     run([str(parent_folder), *given, "--sweep-seconds", "2", "--tenants", str(tenants)])
     [(_, command, environment)] = executed
-    assert '{"matgptq": {"max_width": 8, "default_precision": null}}' in command
+    assert '{"matgptq": {}}' in command
     found = Settings.from_env(environment)
     assert (found.tpot_slo_ms, found.ttft_slo_ms, found.auto_floor, found.default_auto) == (30, 500, "3", True)
     assert (found.sweep_seconds, found.request_log, found.tenants_file) == (2, True, str(tenants))

@@ -1,5 +1,6 @@
 """The ``vllm serve`` arguments of a replica."""
 
+import importlib
 import json
 
 import pytest
@@ -104,3 +105,36 @@ def test_what_contradicts_or_hides_from_the_replica_is_refused(given, named):
 def test_options_that_merely_begin_alike_pass():
     given = ["--worker-extension-cls", "my.Extension", "--scheduling-policy", "fcfs", "--quantization-param-path", "x"]
     assert vllm_arguments("dir", given, OPTIONS, PROFILES)[2:8] == given
+
+
+def test_drafting_by_a_narrow_slice_is_vllms_speculative_decoding_with_our_class() -> None:
+    options = ReplicaOptions(draft_width=3)
+    ours = parsed(vllm_arguments("dir", [], options, PROFILES, draft_tokens=2))
+    (text,) = ours["--speculative-config"]
+    config = json.loads(text)
+    assert (config["method"], config["num_speculative_tokens"]) == ("custom_class", 2)
+    module, _, name = config["model"].rpartition(".")
+    assert hasattr(importlib.import_module(module), name)
+    assert json.loads(ours["--additional-config"][0])["matgptq"]["draft_width"] == 3
+
+
+def test_the_operators_own_speculative_decoding_passes_through() -> None:
+    given = '{"method": "ngram", "num_speculative_tokens": 2}'
+    assert parsed(vllm_arguments("dir", ["--speculative-config", given], OPTIONS, PROFILES))["--speculative-config"] == [given]
+
+
+@pytest.mark.parametrize(
+    ("given", "draft_width", "draft_tokens", "said"),
+    [
+        (["--speculative-config", "{}"], 3, None, "exclude each other"),
+        (["--speculative-config.method", "ngram"], 3, None, "exclude each other"),
+        (["-sc", "{}"], 3, None, "exclude each other"),
+        ([], None, 2, "add --draft-width"),
+        ([], 3, 0, "1 token or more"),
+    ],
+)
+def test_contradictions_about_drafting_are_refused(
+    given: list[str], draft_width: int | None, draft_tokens: int | None, said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        vllm_arguments("dir", given, ReplicaOptions(draft_width=draft_width), PROFILES, draft_tokens)

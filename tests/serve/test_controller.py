@@ -46,7 +46,7 @@ class Bench:
             model.restore(DOCUMENT)
         self.controller = Controller(model, PROFILES, clock=lambda: self.now, **options)
 
-    def decide(self, budget=None, load=IDLE, **options):
+    def decide(self, budget, load=IDLE, **options):
         return self.controller.decide(budget, load, 10, **options)
 
 
@@ -68,10 +68,8 @@ def test_an_idle_engine_gives_the_widest_that_meets_the_budget(tpot, profile, re
     assert decision.predicted_tpot_ms == pytest.approx(step_ms(StepLoad({profile: 1})), rel=0.1)
 
 
-def test_without_budget_the_slo_counts_and_without_slo_the_widest_allowed() -> None:
-    assert (Bench(slo=Budget(9)).decide().profile, Bench(slo=Budget(9)).decide().reason) == ("4", "budget")
-    assert (Bench().decide().profile, Bench().decide().reason) == ("8", "auto")
-    assert Bench().decide(allowed=["2", "4"]).profile == "4"
+def test_only_allowed_profiles_are_given() -> None:
+    assert Bench().decide(Budget(30), allowed=["2", "4"]).profile == "4"
 
 
 def test_a_controller_that_knows_nothing_gives_the_widest_and_predicts_nothing() -> None:
@@ -123,12 +121,12 @@ def test_narrower_is_no_way_out_where_a_mixed_batch_would_be_slower() -> None:
 
 
 def test_a_floor_holds_under_any_load_and_the_answer_is_honest() -> None:
-    decision = Bench(floor="3").decide(Budget(5), Load({"8": 200}), floor="4")
+    decision = Bench().decide(Budget(5), Load({"8": 200}), floor="4")
     assert (decision.profile, decision.reason) == ("4", "best-effort")
 
 
 def test_where_all_allowed_are_below_the_floor_the_widest_of_them_is_given() -> None:
-    assert Bench(floor="6").decide(Budget(50), allowed=["2", "3"]).profile == "3"
+    assert Bench().decide(Budget(50), floor="6", allowed=["2", "3"]).profile == "3"
 
 
 @pytest.mark.parametrize(
@@ -153,10 +151,32 @@ def test_misses_raise_the_margin_and_hits_lower_it_to_its_bound() -> None:
 
 
 def test_the_level_of_a_class_is_what_running_requests_may_follow() -> None:
-    bench = Bench(slo=Budget(9), elastic=True)
-    assert bench.controller.level(None) is None
-    assert bench.decide(floor="8").profile == "8"
-    assert bench.controller.level(None) == "4"
+    bench = Bench(elastic=True)
+    assert bench.controller.profile(Budget(9)) is None
+    assert bench.decide(Budget(9), floor="8").profile == "8"
+    assert bench.controller.profile(Budget(9)) == "4"
+    assert bench.controller.profile(Budget(9), floor="6") == "6"
+    assert bench.controller.profile(Budget(9), allowed=["2", "3"]) == "3"
+
+
+def test_a_level_steps_down_and_up_while_nothing_arrives() -> None:
+    bench = Bench(elastic=True)
+    budget = Budget(18)
+    assert bench.decide(budget).profile == "8"
+    full = Load({"8": 90}, following={"8": 90})
+    bench.controller.review(budget, full)
+    assert bench.controller.profile(budget) != "8"
+    for _ in range(int(2 * HOLD_S) + 2):
+        bench.now += 0.5
+        bench.controller.review(budget, IDLE)
+    assert bench.controller.profile(budget) == "8"
+
+
+def test_those_that_follow_are_no_load_at_their_present_profile_and_the_others_are() -> None:
+    followed = Bench(elastic=True).decide(Budget(10), Load({"8": 30}, following={"8": 30}))
+    alone = Bench(elastic=True).decide(Budget(10), Load({"8": 30}))
+    assert (followed.meets, alone.meets) == (True, False)
+    assert followed.profile != "8"
 
 
 def test_classes_are_bounded_whatever_budgets_clients_send() -> None:
@@ -197,7 +217,7 @@ def test_no_class_reverses_within_the_hold_and_bounds_of_requests_hold(events, e
             assert int(decision.profile) >= int(floor or 0)
         # What requests of one kind get, and the level of their class, both obey the rule.
         for key, width in (
-            ((tpot, ttft), int(bench.controller.level(Budget(tpot, ttft)))),
+            ((tpot, ttft), int(bench.controller.profile(Budget(tpot, ttft)))),
             ((tpot, ttft, floor, allowed), int(decision.profile)),
         ):
             last, switched, up = seen.get(key, (width, None, None))

@@ -76,6 +76,7 @@ def test_precisions_are_listed_with_live_numbers(report):
         "default": False,
         "average_bits": 4.0,
         "bytes_per_weight": 0.52,
+        "perplexity": None,
         "models": ["tiny@4"],
         "step_ms": {"1": None, "8": None, "32": None},
     }

@@ -58,6 +58,17 @@ def test_a_folder_that_cannot_be_written_is_logged(tmp_path, caplog):
     assert "cannot be kept" in caplog.text
 
 
+def test_what_is_written_in_another_thread_is_the_model_at_the_time_of_the_call(tmp_path):
+    cache, known = LatencyCache(tmp_path, KEY), learned()
+    document = known.to_json()
+    writer = cache.store_soon(known)
+    known.observe(StepLoad({"8": 1}), 500.0)
+    writer.join()
+    found = model()
+    assert cache.restore(found)
+    assert found.to_json() == document
+
+
 def test_the_folder_is_the_users_unless_said(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder(None) == tmp_path / "matgptq-vllm" / "latency"

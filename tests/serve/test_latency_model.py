@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matgptq_vllm.core.errors import InputError
-from serve.latency_model import MAX_CELLS, LatencyModel
+from serve.latency_model import LatencyModel
 from serve.load import StepLoad
+from serve.step_cells import MAX_CELLS
 
 PROFILES = ("2", "3", "4", "mix-4.5", "8")
 BITS = (2.0, 3.0, 4.0, 4.5, 8.0)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from matgptq_vllm.core.precision import FOLLOW_BLOCK
 from serve.load import Load, StepLoad
 from serve.load_tracker import FRESH_S, LoadTracker
 from serve.step_observer import StepRecord
@@ -81,3 +82,22 @@ def test_the_end_of_the_last_request_is_told():
     watch.tracker.end(second)
     watch.tracker.end(second)
     assert watch.idle == 1
+
+
+def test_only_requests_of_the_class_asked_about_follow():
+    tracker = Watch().tracker
+    for profile, follows in (("8", "a"), ("4", "a"), ("4", "b"), ("2", None)):
+        tracker.begin(profile, 10, follows)
+    assert tracker.load().following == {}
+    assert tracker.load("a").following == {"8": 1, "4": 1}
+    assert tracker.load("a").running == {"8": 1, "4": 2, "2": 1}
+
+
+def test_after_a_change_steps_teach_nothing_until_every_block_has_ended():
+    watch = Watch()
+    flights = [watch.tracker.begin("8", 1, "a"), watch.tracker.begin("8", 1)]
+    watch.tracker.change(flights[:1], "2")
+    assert watch.tracker.load().running == {"2": 1, "8": 1}
+    for _ in range(FOLLOW_BLOCK):
+        watch.tracker.observe(STEP)
+    assert [load.tokens for load, _ in watch.steps] == [{"2": 1.0, "8": 1.0}]

@@ -191,15 +191,16 @@ def test_tenants_have_series_of_their_own_up_to_a_bound(registry, metrics):
         metrics.tenant_request(f"t{index}", "4")
     metrics.tenant_rejected("t0", "quota")
     metrics.tenant_rejected("late", "quota")
-    metrics.tenant_tokens("t1", "2", prompt=3, generated=4)
-    metrics.tenant_tokens("late", "2", prompt=3, generated=4)
+    metrics.tenant_tokens("t1", "2", prompt=3, generated={"2": 4})
+    metrics.tenant_tokens("late", "2", prompt=3, generated={"2": 3, "4": 1})
     value = registry.get_sample_value
     assert value("matgptq_tenant_requests_total", {"tenant": f"t{MAX_TENANTS - 1}", "precision": "4"}) == 1
     assert value("matgptq_tenant_requests_total", {"tenant": "other", "precision": "4"}) == 5
     assert value("matgptq_tenant_rejected_requests_total", {"tenant": "t0", "reason": "quota"}) == 1
     assert value("matgptq_tenant_rejected_requests_total", {"tenant": "other", "reason": "quota"}) == 1
     assert value("matgptq_tenant_prompt_tokens_total", {"tenant": "t1", "precision": "2"}) == 3
-    assert value("matgptq_tenant_generation_tokens_total", {"tenant": "other", "precision": "2"}) == 4
+    assert value("matgptq_tenant_generation_tokens_total", {"tenant": "other", "precision": "2"}) == 3
+    assert value("matgptq_tenant_generation_tokens_total", {"tenant": "other", "precision": "4"}) == 1
     assert value("matgptq_tenant_requests_total", {"tenant": "late", "precision": "4"}) is None
 
 
@@ -218,7 +219,7 @@ def test_the_number_of_series_has_the_documented_bound(registry, metrics, report
             metrics.predicted(precision, 1.0, 1.0, budget)
         for tenant in tenants:
             metrics.tenant_request(tenant, precision)
-            metrics.tenant_tokens(tenant, precision, 1, 1)
+            metrics.tenant_tokens(tenant, precision, 1, {precision: 1})
     for tenant in tenants:
         for rejection in REJECTIONS:
             metrics.tenant_rejected(tenant, rejection)

@@ -47,6 +47,23 @@ def test_each_selector_is_honoured_and_removed_where_vllm_does_not_know_it(harne
     assert harness.count("matgptq_requests_total", precision=profile, reason=reason, status="200") == 1
 
 
+@pytest.mark.parametrize(
+    ("salt", "rewritten"),
+    [({}, "precision=3"), ({"cache_salt": None}, "precision=3"), ({"cache_salt": "precision=8"}, "precision=3|precision=8")],
+)
+def test_beams_which_get_no_xargs_get_the_profile_in_the_salt(harness, salt, rewritten):
+    harness.call({"use_beam_search": True, "precision": 3, **salt})
+    assert harness.inner.json["cache_salt"] == rewritten
+    harness.call({"use_beam_search": False, "precision": 3, **salt})
+    assert harness.inner.json.get("cache_salt") == salt.get("cache_salt")
+
+
+@pytest.mark.parametrize("salt", [7, ["precision=8"]])
+def test_a_salt_of_the_wrong_type_is_vllms_to_refuse(harness, salt):
+    harness.call({"use_beam_search": True, "precision": 3, "cache_salt": salt})
+    assert harness.inner.json["cache_salt"] == salt
+
+
 def test_content_length_is_that_of_the_rewritten_body_and_chunked_encoding_is_gone(harness):
     harness.call(b'{"prompt":"x"}', [(b"Transfer-Encoding", b"chunked")], content_length=False)
     assert harness.inner.headers["content-length"] == str(len(harness.inner.bodies[0]))

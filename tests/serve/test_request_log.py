@@ -17,7 +17,8 @@ from serve.selection import Selection
 
 DETAILS = RequestDetails("budget", "acme", 25.0, None, 21.04567, float("inf"))
 FIELDS = [
-    "time", "request_id", "path", "status", "rejection", "precision", "reason", "tenant", "budget_tpot_ms", "budget_ttft_ms",
+    "time", "request_id", "path", "status", "rejection", "precision", "last_precision", "reason", "tenant",
+    "budget_tpot_ms", "budget_ttft_ms",
     "predicted_tpot_ms", "predicted_ttft_ms", "duration_s", "time_to_first_byte_s", "streamed", "client_gone",
 ]  # fmt: skip
 HEADERS = [(b"Authorization", b"Bearer secret-key"), (b"X-Request-Id", b"sent"), (b"cookie", b"secret-cookie")]

@@ -12,8 +12,7 @@ import torch
 
 from matgptq_vllm.kernels.config import Config
 from matgptq_vllm.kernels.gemm import num_locks, sliced_gemm
-from matgptq_vllm.kernels.layout import BLOCK_K
-from matgptq_vllm.kernels.tune.layer import kernel_shapes
+from matgptq_vllm.kernels.layout import UNIT_K, plane_shapes, scales_shape
 from matgptq_vllm.kernels.tuning import Problem
 
 ALIGNMENT = 16
@@ -36,7 +35,7 @@ class KernelKey(NamedTuple):
     @classmethod
     def of(cls, problem: Problem, config: Config) -> "KernelKey":
         n, k = problem.n, problem.k
-        sizes = (n % ALIGNMENT == 0, k % ALIGNMENT == 0, k % BLOCK_K == 0)
+        sizes = (n % ALIGNMENT == 0, k % ALIGNMENT == 0, k % UNIT_K == 0)
         return cls(problem.widths, problem.group_size, problem.rule, config, *sizes)
 
 
@@ -80,17 +79,15 @@ def run_once(problem: Problem, config: Config, device: torch.device) -> bool:
     """Compile a configuration by running it on zeros; whether it ran."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    plane_shapes, scales_shape = kernel_shapes(problem.n, problem.k, problem.group_size)
-    planes = [torch.zeros(shape, dtype=torch.int16, device=device) for shape in plane_shapes]
-    scales = torch.zeros(scales_shape, dtype=torch.bfloat16, device=device)
-    x = torch.zeros(problem.bucket, problem.k, dtype=torch.bfloat16, device=device)
+    n, k = problem.n, problem.k
+    planes = [torch.zeros(shape, dtype=torch.int32, device=device) for shape in plane_shapes(n, k)]
+    scales = torch.zeros(scales_shape(n, k, problem.group_size), dtype=torch.bfloat16, device=device)
+    x = torch.zeros(problem.bucket, k, dtype=torch.bfloat16, device=device)
     rows = torch.zeros(problem.bucket, dtype=torch.int32, device=device)
     widths = torch.tensor(problem.widths, dtype=torch.int32, device=device)
-    locks = torch.zeros(num_locks(problem.n), dtype=torch.int32, device=device)
+    locks = torch.zeros(num_locks(n), dtype=torch.int32, device=device)
     try:
-        y = sliced_gemm(
-            x, planes, scales, problem.n, rows, widths, problem.widths, problem.group_size, problem.rule, config, locks
-        )
+        y = sliced_gemm(x, planes, scales, n, rows, widths, problem.widths, problem.group_size, problem.rule, config, locks)
         return bool((y == 0).all())
     except Exception:
         # Whatever Triton or its assembler has against a configuration, it is one candidate less.

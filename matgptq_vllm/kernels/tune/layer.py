@@ -12,7 +12,7 @@ from matgptq_vllm.kernels.bench.timing import capture, num_calls, num_copies, ta
 from matgptq_vllm.kernels.config import Config
 from matgptq_vllm.kernels.dense import dense_linear
 from matgptq_vllm.kernels.gemm import num_locks, sliced_gemm
-from matgptq_vllm.kernels.layout import BLOCK_K, PAD_N, padded, plane_shapes
+from matgptq_vllm.kernels.layout import plane_shapes, scales_shape
 from matgptq_vllm.kernels.tuning import Problem
 
 Call = Callable[[torch.Tensor], torch.Tensor]
@@ -27,23 +27,16 @@ TYPICAL_ROWS = ((UNIFORM_WIDTH,), (4, 8))
 """What a replica of several widths is timed with: all rows at one width, and rows that take turns at two."""
 
 
-def kernel_shapes(n: int, k: int, group_size: int) -> tuple[list[tuple[int, ...]], tuple[int, int]]:
-    """Shapes of a layer's planes and of its scales in the kernel layout."""
-    blocks, n_padded = padded(k, BLOCK_K) // BLOCK_K, padded(n, PAD_N)
-    return plane_shapes(n, k), (1 if group_size == -1 else blocks * BLOCK_K // group_size, n_padded)
-
-
 class RandomLayer:
     """Copies of a random layer in the kernel layout: as many as defeat the L2 cache."""
 
     def __init__(self, n: int, k: int, group_size: int, narrowest: int, largest_m: int, device: torch.device) -> None:
         """``narrowest`` is the least width, and ``largest_m`` the most rows, that will be timed."""
         self._n, self._k, self._group_size = n, k, group_size
-        planes, scales = kernel_shapes(n, k, group_size)
         self._copies = [
             (
-                [torch.randint(-(1 << 15), 1 << 15, shape, dtype=torch.int16, device=device) for shape in planes],
-                (torch.rand(scales, device=device) * 1e-3 + 1e-3).bfloat16(),
+                [torch.randint(-(1 << 31), 1 << 31, shape, dtype=torch.int32, device=device) for shape in plane_shapes(n, k)],
+                (torch.rand(scales_shape(n, k, group_size), device=device) * 1e-3 + 1e-3).bfloat16(),
             )
             for _ in range(num_copies(self._bytes_read(narrowest)))
         ]

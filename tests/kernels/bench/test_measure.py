@@ -51,6 +51,7 @@ class Bench:
 
 @pytest.fixture
 def bench(monkeypatch) -> Bench:
+    torch.manual_seed(0)
     bench = Bench()
 
     class Copies:

@@ -20,7 +20,7 @@ OPTIONS = TuneOptions(shapes=((4096, 4096), (896, 4864)), widths=("several", "4"
 
 
 class MadeUpMachine:
-    """Fastest with five stages; the dense path is as fast as the fused at M = ``dense_from``. Work takes made-up time."""
+    """Fastest with three units ahead; the dense path is as fast as the fused at M = ``dense_from``. Work takes made-up time."""
 
     hardware = H200
 
@@ -59,7 +59,7 @@ class MadeUpMachine:
 
     @staticmethod
     def us(config: Config) -> float:
-        return 10.0 + abs(config.num_stages - 5) + config.split_k / 100 + (config.num_warps == 8) + (config.step == 512)
+        return 10.0 + abs(config.depth - 3) + config.split_k / 100 + (config.num_warps == 8)
 
 
 def found_by(machine: MadeUpMachine, options: TuneOptions = OPTIONS, known: Table | None = None) -> list[Found]:
@@ -76,14 +76,14 @@ def test_every_entry_gets_the_fastest_of_all_that_was_timed():
             of_key = [machine.us(timed) for problem, timed in machine.timed if problem.key == key]
             assert machine.us(config) == min(of_key)
             # The second round found what the first does not hold.
-            assert config.num_stages > 3
+            assert config.depth == 3
     assert machine.layers == [(4096, 4096, 128, 2, max(DENSE_MS)), (896, 4864, 128, 2, max(DENSE_MS))]
 
 
 def test_the_gain_is_over_what_was_in_use():
     problem = Problem(8, 4096, 4096, (4,), 128)
     options = replace(OPTIONS, shapes=((4096, 4096),), widths=("4",), ms=(8,))
-    known = Config(16, 64, 1, 8, 2, step=256)
+    known = Config(8, 32, 8, 1)
     for table, before in ((Table(), default(problem, H200)), (Table({problem.key: known}), known)):
         ((gain,),) = [found.gains for found in found_by(MadeUpMachine(), options, table)]
         assert gain.problem == problem
@@ -115,7 +115,7 @@ def test_a_machine_that_compiles_nothing_yields_no_entry():
 def test_the_table_is_written_added_to_and_summed_up(tmp_path: Path):
     path = tmp_path / "table.json"
     kept = tables.Key(8, 32, 32, "8", 8)
-    tables.write(path, Table({kept: Config(16, 64, 1, 4, 3)}), H200.name)
+    tables.write(path, Table({kept: Config(16, 64, 4, 1)}), H200.name)
     text = tune(replace(OPTIONS, out=path), MadeUpMachine())
     table = tables.read(path)
     assert len(table.configs) == 9

@@ -1,0 +1,166 @@
+"""Decode and prefill speed of this project's engine beside stock vLLM's: ``python -m loadtests.engine --out DIR``.
+
+Engines run one after the other, each in a process of its own, with random weights of one architecture. All widths are
+measured in one engine. Every engine's result stays in ``--out`` as soon as it is there; a later run of other variants with
+the same ``--out`` adds to the report.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from loadtests import tables
+from loadtests.engine import plot, report
+from loadtests.engine.folders import write_parent, write_peer
+from loadtests.engine.measure import Plan
+from loadtests.engine.shapes import SHAPES, Shape
+from loadtests.engine.variants import OURS, PEERS, VARIANTS, precisions
+from matgptq_vllm.core.errors import InputError
+from matgptq_vllm.core.parent import SLICE_RULE_NAMES
+from matgptq_vllm.core.precision import check_width
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and report; returns 1 if an engine failed, 2 if the options are wrong."""
+    given = _parser().parse_args(arguments)
+    try:
+        plans = {variant: _plan(variant, given) for variant in given.variants.split(",")}
+    except InputError as error:
+        print(f"loadtests: {error}", file=sys.stderr)
+        return 2
+    given.out.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    for variant, plan in plans.items():
+        _write_folder(SHAPES[given.shape], variant, given.rule, Path(plan.folder))
+        failed += not _measured(plan, given.out, given.timeout)
+    results = _results(given.out, plans[next(iter(plans))])
+    if results:
+        (given.out / "report.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        (given.out / "report.md").write_text(report.markdown(results), encoding="utf-8")
+        plot.draw(results, given.out / "report.png")
+        print(tables.aligned(report.cells(results)))
+        print(tables.aligned(report.ratio_cells(results)))
+    return int(failed > 0)
+
+
+def _measured(plan: Plan, out: Path, timeout_s: float) -> bool:
+    """Run one engine's process; False, with the end of its log, if it fails."""
+    source, target, log = (out / f"{plan.variant}.{ending}" for ending in ("plan.json", "json", "log"))
+    source.write_text(json.dumps(asdict(plan)), encoding="utf-8")
+    target.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "loadtests.engine.measure", str(source), str(target)]
+    print(f"{plan.variant}: measuring, log in {log}", file=sys.stderr, flush=True)
+    with log.open("wb") as output:
+        # A session of its own: vLLM starts processes that must end with it.
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=_environment(plan), start_new_session=True
+        )
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            print(f"{plan.variant}: not done after {timeout_s:.0f} s", file=sys.stderr)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if target.exists():
+        return True
+    print(f"{plan.variant} failed:\n{log.read_text(errors='replace')[-3000:]}", file=sys.stderr)
+    return False
+
+
+def _environment(plan: Plan) -> dict[str, str]:
+    environment = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0", **os.environ}
+    if plan.variant in PEERS and PEERS[plan.variant].disabled:
+        environment["VLLM_DISABLED_KERNELS"] = ",".join(PEERS[plan.variant].disabled)
+    return environment
+
+
+def _results(out: Path, plan: Plan) -> list[dict[str, Any]]:
+    """Results in ``out``, in the order of the variants, that were measured by a plan like ``plan``."""
+    found = []
+    for variant in VARIANTS:
+        path = out / f"{variant}.json"
+        if path.exists():
+            result = json.loads(path.read_text(encoding="utf-8"))
+            same = {**asdict(plan), "variant": variant, "folder": result["plan"]["folder"], "widths": result["plan"]["widths"]}
+            if json.loads(json.dumps(same)) == result["plan"]:
+                found.append(result)
+            else:
+                print(f"{path}: measured with other options, left out", file=sys.stderr)
+    return found
+
+
+def _write_folder(shape: Shape, variant: str, rule: str, folder: Path) -> None:
+    if variant == OURS:
+        write_parent(shape, rule, folder)
+    else:
+        write_peer(shape, PEERS[variant].bits, folder)
+
+
+def _plan(variant: str, given: argparse.Namespace) -> Plan:
+    if variant not in VARIANTS:
+        raise InputError(f"variant {variant!r} is unknown; choose from {', '.join(VARIANTS)}")
+    batches = tuple(_whole(text, "--batches") for text in given.batches.split(","))
+    widths = tuple(given.widths.split(","))
+    for name in widths:
+        for precision in precisions(name):
+            check_width(_whole(precision, "--widths"))
+    longest = max(given.prompt_len + Plan.WARM_TOKENS + given.tokens, given.prefill_len + 1)
+    if longest > given.max_model_len:
+        raise InputError(f"requests have up to {longest} tokens, --max-model-len is {given.max_model_len}; raise it")
+    if given.prefill_prompts < 2:
+        raise InputError(f"--prefill-prompts {given.prefill_prompts} is too few to time; use 2 or more")
+    return Plan(
+        variant, str(given.out.absolute() / f"model-{variant}"), batches, widths, given.tokens, given.prompt_len,
+        given.prefill_len, given.prefill_prompts, given.max_model_len, given.repeats, given.eager,
+        SHAPES[given.shape].vocabulary,
+    )  # fmt: skip
+
+
+def _whole(text: str, option: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise InputError(f"{option} has {text!r}; whole numbers from 1 are allowed, and mix48 and the like in --widths")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests.engine", description="Speed of this engine beside stock vLLM, with random weights."
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--shape", choices=SHAPES, default="llama-8b", help="architecture (default: %(default)s)")
+    parser.add_argument("--batches", default="1,8,32,128,256", help="requests in a batch (default: %(default)s)")
+    parser.add_argument(
+        "--variants", default="ours,bf16,w4-machete,w4-marlin,w8-machete",
+        help=f"some of {', '.join(VARIANTS)} (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--widths", default="2,3,4,6,8,mix48", help="ours; mix48 is half 4, half 8 (default: %(default)s)"
+    )  # fmt: skip
+    parser.add_argument("--rule", choices=SLICE_RULE_NAMES, default="curved", help="slice rule (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=128, help="decode steps to time (default: %(default)s)")
+    parser.add_argument("--prompt-len", type=int, default=32, help="prompt tokens before them (default: %(default)s)")
+    parser.add_argument("--prefill-len", type=int, default=2048, help="tokens of prefill prompts (default: %(default)s)")
+    parser.add_argument("--prefill-prompts", type=int, default=24, help="prefill prompts (default: %(default)s)")
+    parser.add_argument("--max-model-len", type=int, default=4096, help="of all engines (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=2, help="runs of which the median counts (default: %(default)s)")
+    parser.add_argument("--eager", action="store_true", help="neither compile nor capture CUDA graphs")
+    parser.add_argument("--timeout", type=float, default=400, help="seconds for an engine (default: %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Model folders without weights, for vLLM's load format ``dummy``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from loadtests.engine.shapes import Shape
+from matgptq_vllm.core.manifest import CONFIG_FILE, MANIFEST_FILE, Manifest
+from matgptq_vllm.core.parent import ParentSpec
+
+GROUP_SIZE = 128
+"""Weights per scale, ours and the peers': the same bytes of scales for all."""
+
+
+def write_parent(shape: Shape, rule: str, folder: Path) -> None:
+    """A parent with a manifest that lists no tensor: it can be served with random weights, not read."""
+    spec = ParentSpec(slice_rule=rule, group_size=GROUP_SIZE)
+    _write_config(shape, spec.to_dict(), folder)
+    (folder / MANIFEST_FILE).write_text(Manifest(spec, shape.linear_layers(), {}).to_json(), encoding="utf-8")
+
+
+def write_peer(shape: Shape, bits: int, folder: Path) -> None:
+    """A model of stock vLLM: bfloat16 (16 bits), or packed integers with a scale per group (4 or 8)."""
+    # Of the formats for packed integers, vLLM looks into the weight files of some, and serves without quantization if there
+    # are none; of this one it reads the configuration alone.
+    quantization = None if bits == 16 else {
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {
+                    "num_bits": bits, "type": "int", "symmetric": True, "strategy": "group", "group_size": GROUP_SIZE,
+                    "dynamic": False,
+                },
+            }
+        },
+    }  # fmt: skip
+    _write_config(shape, quantization, folder)
+
+
+def _write_config(shape: Shape, quantization: dict[str, Any] | None, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    config = shape.hf_config() | ({} if quantization is None else {"quantization_config": quantization})
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,170 @@
+"""Compile the kernels of a model's layers before a batch needs them: all at once, in processes of their own.
+
+Triton compiles a kernel when it is first called, one after the other, some seconds each; a replica of five widths has some
+dozens. Each process here calls the products of every so-manieth layer and number of rows once, on weights of zeros; Triton's
+cache on disk brings the result to the engine. What was compiled is remembered in a file, so that later starts skip it.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import triton
+from filelock import FileLock
+
+from matgptq_vllm.core.slicing import SliceRule
+from matgptq_vllm.kernels import dispatch, tuning
+from matgptq_vllm.kernels.gemm import num_locks
+from matgptq_vllm.kernels.lanes_ptx import bits_needed
+from matgptq_vllm.kernels.layout import num_planes, plane_shapes, scales_shape
+
+ROWS = (8, 16, 32, 64, 128, 256)
+"""One number of rows for every configuration that products of up to 256 rows have."""
+
+MAX_PROCESSES = 16
+TIMEOUT_S = 600.0
+DIRECTORY_VARIABLE = "MATGPTQ_KERNEL_CACHE"
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """What layers have in common if the same compiled kernels serve them."""
+
+    n: int
+    k: int
+    widths: tuple[int, ...]
+    """Every width that a row may have, ascending."""
+    group_size: int
+    rule: SliceRule
+    dtype: str
+    """Of activations, as torch names it."""
+    scale_dtype: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """One product to call."""
+
+    kind: LayerKind
+    rows: int
+    width: int
+    """Of all rows; the kernels for several widths have a loop for each, so one is enough up to ``dense_from``."""
+    captured: bool
+    """Whether to call what a CUDA graph would capture."""
+
+
+def calls(kinds: Iterable[LayerKind], device: torch.device) -> list[Call]:
+    """The products whose calls compile all that steps of any size run; the slowest to compile first."""
+    result = []
+    for kind in sorted(set(kinds), key=lambda kind: (-kind.n * kind.k, kind.n)):
+        from_rows = tuning.dense_from(kind.n, kind.k, device)
+        result += [Call(kind, rows, kind.widths[-1], False) for rows in ROWS if rows < from_rows]
+        result += [Call(kind, from_rows, width, False) for width in kind.widths]
+        if len(kind.widths) > 1:
+            result.append(Call(kind, from_rows, kind.widths[0], True))
+    return result
+
+
+def call_once(call: Call, device: torch.device) -> None:
+    """Call a product on zeros."""
+    kind = call.kind
+    bits = bits_needed(kind.widths[-1], kind.rule)
+    planes = [
+        torch.zeros(shape, dtype=torch.int32, device=device) for shape in plane_shapes(kind.n, kind.k)[: num_planes(bits)]
+    ]
+    scales = torch.zeros(scales_shape(kind.n, kind.k, kind.group_size), dtype=getattr(torch, kind.scale_dtype), device=device)
+    x = torch.zeros(call.rows, kind.k, dtype=getattr(torch, kind.dtype), device=device)
+    profile = kind.widths.index(call.width)
+    host_widths = torch.tensor(kind.widths, dtype=torch.int32)
+    step_profiles = torch.zeros(len(kind.widths), dtype=torch.int32)
+    step_profiles[profile] = call.rows
+    dispatch.sliced_linear(
+        x, planes, scales, kind.n, torch.full((call.rows,), profile, dtype=torch.int32, device=device), host_widths.to(device),
+        torch.arange(call.rows, dtype=torch.int32, device=device), step_profiles, host_widths,
+        torch.zeros(num_locks(kind.n), dtype=torch.int32, device=device), kind.widths, kind.group_size, kind.rule, None,
+        not call.captured,
+    )  # fmt: skip
+
+
+def compile_ahead(kinds: Iterable[LayerKind], device: torch.device, say: Callable[[str], None]) -> None:
+    """Compile all that products of ``kinds`` run on ``device``, unless that was done before.
+
+    A process that fails costs speed only: what it did not compile, the first batch that needs it does. Never raises for that.
+
+    Args:
+        say: gets lines of progress, and what failed.
+    """
+    wanted = calls(kinds, device)
+    done = _directory() / f"{_digest(wanted, device)}.json"
+    if not wanted or done.exists():
+        return
+    done.parent.mkdir(parents=True, exist_ok=True)
+    # Of the workers of a replica, one compiles for all.
+    with FileLock(done.with_suffix(".lock")):
+        if not done.exists() and _compile(wanted, device, say):
+            done.write_text(json.dumps([asdict(call) for call in wanted]), encoding="utf-8")
+
+
+def _compile(wanted: list[Call], device: torch.device, say: Callable[[str], None]) -> bool:
+    """Whether all processes did their part."""
+    count = min(len(wanted), os.cpu_count() or 1, MAX_PROCESSES)
+    say(f"compiling kernels for {len(wanted)} products in {count} processes; later starts find them")
+    begin = time.monotonic()
+    parts = [json.dumps([asdict(call) for call in wanted[part::count]]) for part in range(count)]
+    command = [sys.executable, "-m", "matgptq_vllm.kernels.compile_ahead", str(device)]
+    processes = [
+        subprocess.Popen([*command, part], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for part in parts
+    ]
+    failures = [failure for process in processes if (failure := _end(process, begin + TIMEOUT_S))]
+    if failures:
+        say(f"{len(failures)} of {count} processes that compile kernels failed; the first: {failures[0]}")
+    else:
+        say(f"kernels compiled in {time.monotonic() - begin:.0f} s")
+    return not failures
+
+
+def _end(process: "subprocess.Popen[str]", until: float) -> str:
+    """Wait for a process; why it failed, or nothing."""
+    try:
+        _, errors = process.communicate(timeout=max(until - time.monotonic(), 1.0))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return f"took longer than {TIMEOUT_S:.0f} s"
+    lines = errors.strip().splitlines() or ["no message"]
+    return "" if process.returncode == 0 else lines[-1]
+
+
+def _digest(wanted: list[Call], device: torch.device) -> str:
+    """Changes with whatever the compiled kernels depend on: the calls, the GPU, Triton, and all sources here."""
+    sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    about = [triton.__version__, tuning.hardware_of(device).name, *(str(call) for call in wanted)]
+    return hashlib.sha256(b"".join([*sources, *(line.encode() for line in about)])).hexdigest()[:32]
+
+
+def _directory() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get(DIRECTORY_VARIABLE) or cache / "matgptq" / "kernels")
+
+
+def main(arguments: list[str]) -> None:
+    """Call the products that are given as JSON on the device named first."""
+    device = torch.device(arguments[0])
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    for given in json.loads(arguments[1]):
+        kind = LayerKind(**{**given["kind"], "widths": tuple(given["kind"]["widths"])})
+        call_once(Call(kind, given["rows"], given["width"], given["captured"]), device)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

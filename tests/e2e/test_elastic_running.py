@@ -1,0 +1,92 @@
+"""--elastic-running on a real server: under load a running ``auto`` request gets narrower, and no other request notices."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from .replica_server import MODEL_NAME, ReplicaServer
+
+pytestmark = pytest.mark.engine
+
+PROMPT = "The old man looked at the sea and thought of"
+TOKENS = 400
+CROWD = 24
+
+
+@pytest.fixture(scope="module")
+def elastic(profiled_parent: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReplicaServer]:
+    folder = tmp_path_factory.mktemp("elastic")
+    arguments = ["--elastic-running", "--request-log", "--sweep-seconds", "20", "--max-num-seqs", "32"]
+    environment = {"MATGPTQ_LATENCY_CACHE": str(folder / "latency")}
+    with ReplicaServer(profiled_parent, folder / "server.log", arguments, environment=environment) as server:
+        yield server
+
+
+def test_a_running_auto_request_steps_down_and_a_named_width_answers_as_if_alone(elastic: ReplicaServer) -> None:
+    named = {"X-Precision": "8"}
+    with elastic.client() as client:
+        alone = client.post("/v1/completions", json=request(64), headers=named).json()["choices"][0]["text"]
+        before, computed = generated(client), tokens_computed(client)
+        predicted = {entry["id"]: entry["step_ms"] for entry in client.get("/v1/precisions").json()["data"]}
+    # One sequence at 8 meets it, a crowd does not.
+    budget = {"X-Latency-Budget-Ms": str(round((predicted["8"]["1"] + predicted["8"]["32"]) / 2, 2))}
+
+    async def scenario() -> tuple[httpx.Response, httpx.Response, list[httpx.Response]]:
+        async with httpx.AsyncClient(base_url=elastic.url, timeout=300) as client:
+
+            def send(tokens: int, headers: dict[str, str]) -> asyncio.Task[httpx.Response]:
+                return asyncio.create_task(client.post("/v1/completions", json=request(tokens), headers=headers))
+
+            first = send(TOKENS, {**budget, "X-Request-Id": "first"})
+            await asyncio.sleep(1)
+            crowd = [send(100, budget) for _ in range(CROWD)]
+            explicit = send(64, {**named, "X-Request-Id": "explicit"})
+            return await first, await explicit, list(await asyncio.gather(*crowd))
+
+    first, explicit, crowd = asyncio.run(scenario())
+    assert {answer.status_code for answer in (first, explicit, *crowd)} == {200}
+    # What the headers say is the precision at admission.
+    assert (first.headers["x-precision"], explicit.headers["x-precision"]) == ("8", "8")
+    log = [line for line in log_lines(elastic) if line["status"] == 200]
+    (named_line,) = [line for line in log if line["request_id"] == "explicit"]
+    assert named_line["last_precision"] == "8"
+    assert explicit.json()["choices"][0]["text"] == alone
+    # Some were admitted at 8 and ended narrower; the first may have gone back by its end, when the crowd was gone.
+    changed = [line for line in log if line["precision"] == "8" and line["last_precision"] != "8"]
+    assert changed
+    assert {line["reason"] for line in changed} == {"budget"}
+    with elastic.client() as client:
+        after = generated(client)
+        at_8 = tokens_computed(client)["8"] - computed["8"]
+    # What the worker counted: had the first alone stayed at 8, it would have computed that many.
+    assert at_8 < TOKENS + 64
+    gained = {name: after[name] - before.get(name, 0) for name in after}
+    assert sum(gained.values()) == TOKENS + 100 * CROWD + 64
+    assert sum(count for name, count in gained.items() if name != "8") > 0
+
+
+def request(tokens: int) -> dict[str, Any]:
+    return {"model": MODEL_NAME, "prompt": PROMPT, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+
+
+def generated(client: httpx.Client) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for line in client.get("/metrics").text.splitlines():
+        if line.startswith("matgptq_generation_tokens_total{"):
+            name = line.partition('precision="')[2].partition('"')[0]
+            found[name] = found.get(name, 0) + float(line.rpartition(" ")[2])
+    return found
+
+
+def tokens_computed(client: httpx.Client) -> dict[str, int]:
+    """By the worker, at each precision."""
+    return client.get("/v1/precisions").json()["workers"][0]["tokens"]
+
+
+def log_lines(server: ReplicaServer) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in server.log_text().splitlines() if line.startswith('{"time"')]

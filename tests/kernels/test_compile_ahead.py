@@ -1,0 +1,58 @@
+"""kernels.compile_ahead: which products are called, in processes, once."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+RUN = """
+import json, os, sys, torch
+from matgptq_vllm.kernels import compile_ahead, tuning
+from matgptq_vllm.kernels.compile_ahead import Call, LayerKind
+
+device = torch.device(sys.argv[1])
+os.environ[compile_ahead.DIRECTORY_VARIABLE] = sys.argv[3]
+small = LayerKind(40, 136, (2, 4), -1, "curved", "bfloat16", "bfloat16")
+other = LayerKind(24, 128, (3,), 128, "round", "float16", "float32")
+found = {}
+
+wanted = compile_ahead.calls([small, other, small], device)
+dense_from = tuning.dense_from(small.n, small.k, device)
+of_small = [call for call in wanted if call.kind == small]
+found["each kind once"] = len(of_small) == len(set(of_small))
+found["every range of rows"] = {call.rows for call in of_small} == {*compile_ahead.ROWS, dense_from}
+found["every width of many rows"] = {call.width for call in of_small if call.rows == dense_from} == {2, 4}
+found["captured only with several widths"] = {call.kind for call in wanted if call.captured} == {small}
+
+# Fewer rows, for the interpreter.
+compile_ahead.ROWS = (8, 16)
+tuning.dense_from = lambda n, k, device: 17
+said = []
+compile_ahead.compile_ahead([small, other], device, said.append)
+found["said what it does"] = len(said) == 2 and "compiling kernels" in said[0] and "compiled in" in said[1]
+compile_ahead.compile_ahead([small, other], device, said.append)
+found["does nothing the second time"] = len(said) == 2
+broken = LayerKind(40, 136, (2, 4), 7, "curved", "bfloat16", "bfloat16")
+compile_ahead.compile_ahead([broken], device, said.append)
+found["a failure is said, and tried again"] = "failed" in said[-1]
+count = len(said)
+compile_ahead.compile_ahead([broken], device, said.append)
+found["not remembered as done"] = len(said) == count + 2
+json.dump(found, open(sys.argv[2], "w"))
+"""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory, run_kernels: Callable[..., None]) -> dict[str, bool]:
+    """What holds."""
+    folder: Path = tmp_path_factory.mktemp("compile_ahead")
+    run_kernels(RUN, "cuda" if torch.cuda.is_available() else "cpu", folder / "found.json", folder / "cache")
+    result: dict[str, bool] = json.loads((folder / "found.json").read_text())
+    return result
+
+
+def test_every_kernel_that_steps_run_is_called_once_and_only_once_ever(found: dict[str, bool]) -> None:
+    assert len(found) == 8
+    assert all(found.values()), found

@@ -1,0 +1,106 @@
+"""kernels.wide: compiled for Hopper by the installed Triton wherever it is; run and compared with float64 on such a GPU."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from matgptq_vllm.kernels.wide_config import CAPABILITY_MAJOR
+
+COMPILE = """
+import json, sys, triton
+from triton.backends.compiler import GPUTarget
+from triton.experimental.gluon._runtime import GluonASTSource
+from matgptq_vllm.kernels import wide
+from matgptq_vllm.kernels.wide_ptx import WideCode
+
+POINTERS = {"tile_widths": "*i32", "row_places": "*i32", **{f"plane{index}": "*i32" for index in range(5)}}
+
+def compiled(widths, group, block_m, warps, split, dtype, scales, rule="curved", bias=True):
+    x = "*" + dtype
+    signature = dict(
+        x_ptr=x, **POINTERS, scales="*" + scales, bias=x, y_ptr=x, workspace="*fp32", locks="*i32", m="i32", n="i32",
+        n_padded="i32", units_k="i32", rows="i32",
+    )
+    constants = dict(
+        WIDTHS=widths, RULE=rule, GROUP=group, HAS_BIAS=bias, SPLIT=split, BLOCK_M=block_m, WARPS=warps, STAGES=3, PDL=True,
+        CODE=WideCode("bf16" if dtype == "bf16" else "f16"),
+    )
+    aligned = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(signature) if name not in ("m", "units_k")}
+    source = GluonASTSource(wide._wide_kernel, {**signature, **{name: "constexpr" for name in constants}}, constants, aligned)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+
+found = {}
+for case in (
+    ((2, 3, 4, 6, 8), 128, 64, 4, 2, "bf16", "bf16"),
+    ((8,), -1, 128, 8, 1, "bf16", "fp32", "round", False),
+    ((2, 4), 32, 32, 4, 1, "fp16", "fp32"),
+    ((3,), 64, 64, 4, 1, "bf16", "bf16", "nested"),
+):
+    kernel = compiled(*case)
+    found[str(case)] = [kernel.asm["ptx"].count("wgmma.mma_async"), kernel.metadata.shared]
+json.dump(found, open(sys.argv[1], "w"))
+"""
+
+RUN = """
+import json, sys, torch
+from matgptq_vllm.core.planes import PlaneLayout
+from matgptq_vllm.core.slicing import dequantize, num_groups
+from matgptq_vllm.kernels.arrange import arrange
+from matgptq_vllm.kernels.resident import to_resident
+from matgptq_vllm.kernels.wide import wide_gemm
+from matgptq_vllm.kernels.wide_config import WideConfig
+
+LAYOUT, WIDTHS, found = PlaneLayout(), (2, 3, 4, 6, 8), {}
+table = torch.tensor(WIDTHS, dtype=torch.int32, device="cuda")
+for rule, (n, k, group, dtype, config) in (
+    ("curved", (192, 1024, 128, torch.bfloat16, WideConfig(64, 2))),
+    ("nested", (130, 648, 32, torch.float16, WideConfig(32, 3))),
+    ("round", (72, 2048, -1, torch.bfloat16, WideConfig(128, 1))),
+    ("curved", (256, 896, 64, torch.bfloat16, WideConfig(128, 1, num_warps=8))),
+):
+    generator = torch.Generator().manual_seed(n)
+    codes = torch.randint(0, 256, (n, k), dtype=torch.uint8, generator=generator).cuda()
+    scales = (torch.rand(n, num_groups(k, group), generator=generator) * 0.02 + 0.001).bfloat16().cuda()
+    layer = to_resident(LAYOUT.split(codes), scales, LAYOUT, k, group)
+    for m in (1, 33, 100, 257):
+        x = torch.randn(m, k, generator=generator).to("cuda", dtype)
+        bias = torch.randn(n, generator=generator).to("cuda", dtype)
+        mixed = torch.arange(m, device="cuda", dtype=torch.int32) % 5
+        for name, profiles in (("mixed", mixed), ("4", torch.full_like(mixed, 2))):
+            y = torch.full((m, n), float("nan"), dtype=dtype, device="cuda")
+            arranged = arrange(x, profiles, table, WIDTHS, config.block_m, config.pdl)
+            wide_gemm(arranged, y, layer.planes, layer.scales, WIDTHS, group, rule, config, layer.locks, bias)
+            expected = torch.stack([
+                x[row].double() @ dequantize(codes, scales, WIDTHS[profile], rule, group, torch.float64).T + bias.double()
+                for row, profile in enumerate(profiles.tolist())
+            ])
+            assert not layer.locks.any()
+            found[f"{rule} {group} {m} {name}"] = ((y.double() - expected).norm(dim=1) / expected.norm(dim=1)).max().item()
+json.dump(found, open(sys.argv[1], "w"))
+"""
+
+ON_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == CAPABILITY_MAJOR
+
+
+def test_it_compiles_to_asynchronous_products_and_fits_into_shared_memory(tmp_path: Path) -> None:
+    path = f"{tmp_path}/found.json"
+    subprocess.run([sys.executable, "-c", COMPILE, path], check=True, timeout=300)
+    with open(path) as file:
+        found = json.load(file)
+    assert len(found) == 4
+    for products, shared in found.values():
+        assert products >= 8
+        assert shared <= 227 << 10
+
+
+@pytest.mark.skipif(not ON_HOPPER, reason="needs a Hopper GPU: wgmma runs nowhere else")
+def test_every_row_is_within_a_hundredth_of_float64(tmp_path: Path) -> None:
+    path = f"{tmp_path}/found.json"
+    subprocess.run([sys.executable, "-c", RUN, path], check=True, timeout=600)
+    with open(path) as file:
+        found = json.load(file)
+    assert {case: error for case, error in found.items() if not error < 1e-2} == {}
