@@ -48,10 +48,11 @@ class Traffic:
     def parameters(self, rng: random.Random) -> dict[str, Any]:
         """Arguments of vLLM's SamplingParams."""
         precision = UNKNOWN if rng.random() < 0.01 else rng.choice((*self.precisions, None))
+        samples = rng.choice((1, 1, 1, 3))
         return {
             "max_tokens": rng.randint(1, self.max_tokens),
-            "temperature": rng.choice((0.0, 1.0)),
-            "n": rng.choice((1, 1, 1, 3)),
+            "temperature": rng.choice((0.0, 1.0)) if samples == 1 else 1.0,
+            "n": samples,
             "logprobs": rng.choice((None, None, 2)),
             "ignore_eos": True,
             "extra_args": None if precision is None else {"precision": precision},

@@ -1,11 +1,13 @@
-"""LoRA adapters on top of slices, and drafts by n-grams: an adapter and a precision per request in one batch."""
+"""LoRA adapters on top of slices, and drafts by n-grams or by another model: requests of all widths in one batch."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from calibrate.evaluate.sliced_model import load_sliced_model
@@ -84,3 +86,49 @@ def test_drafts_were_accepted(found: dict) -> None:
 def test_adapters_and_widths_all_answer_differently(found: dict) -> None:
     texts = {json.dumps([round(value, 2) for value in answer["logprobs"]]) for answer in found["answers"]}
     assert len(texts) == len(found["answers"])
+
+
+DRAFTED = """
+llm = engine(sys.argv[1], max_model_len=256, disable_log_stats=False,
+             speculative_config={"method": sys.argv[2], "model": sys.argv[3], "num_speculative_tokens": 2}, **PRECISION)
+found = mixed_and_single(llm, prompts(10, 10))
+found["prompts"] = [llm.get_tokenizer().encode(prompt) for prompt in prompts(10, 10)]
+found["accepted"] = sum(metric.value for metric in llm.get_metrics() if metric.name == "vllm:spec_decode_num_accepted_tokens")
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture
+def eagle_head(example_model: Path, tmp_path: Path) -> Path:
+    """A head that is the example model's last layer on top of the hidden states: a poor guesser, but one."""
+    tensors = load_file(example_model / "model.safetensors")
+    config = json.loads((example_model / "config.json").read_text())
+    last = f"model.layers.{config['num_hidden_layers'] - 1}."
+    size = config["hidden_size"]
+    head = {"fc.weight": torch.cat([torch.zeros(size, size), torch.eye(size)], dim=1).bfloat16()}
+    for name, tensor in tensors.items():
+        if name.startswith(last) and "input_layernorm" not in name:
+            head[f"layers.0.{name.removeprefix(last)}"] = tensor
+    folder = tmp_path / "head"
+    folder.mkdir()
+    save_file(head, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    for path in example_model.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.mark.parametrize(("method", "runner"), [("eagle", "v1"), ("draft_model", "v2")])
+def test_another_models_drafts_are_verified_at_the_requests_own_width(
+    profiled_parent: Path, example_model: Path, eagle_head: Path, method: str, runner: str
+) -> None:
+    drafter = eagle_head if method == "eagle" else example_model
+    found = answer_of(run_engine(COMMON + DRAFTED, profiled_parent, runner, method, str(drafter)))
+    assert found["mixed"] == found["single"]
+    assert found["accepted"] > 0
+    for i, (prompt, (answer,)) in enumerate(zip(found["prompts"], found["mixed"], strict=True)):
+        with torch.inference_mode():
+            model = load_sliced_model(profiled_parent, WIDTHS[i % len(WIDTHS)])
+            logprobs = model(torch.tensor([prompt + answer])).logits[0].float().log_softmax(-1)[len(prompt) - 1 : -1]
+        chosen = [logprobs[j, token].item() for j, token in enumerate(answer)]
+        assert chosen == pytest.approx(logprobs.max(-1).values.tolist(), abs=0.02)

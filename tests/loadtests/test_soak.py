@@ -52,7 +52,8 @@ def test_traffic_is_of_every_kind() -> None:
     asked = [TRAFFIC.parameters(rng) for _ in range(1000)]
     precisions = {(given["extra_args"] or {}).get("precision") for given in asked}
     assert precisions == {None, "2", "8", UNKNOWN}
-    assert {given["n"] for given in asked} == {1, 3}
+    # vLLM refuses several greedy samples.
+    assert {(given["n"], given["temperature"]) for given in asked} == {(1, 0.0), (1, 1.0), (3, 1.0)}
     starts = [TRAFFIC.prompt(rng).split()[0] for _ in range(300)]
     assert starts.count("0") > 50
     assert len(set(starts)) > 50
