@@ -181,7 +181,8 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "make": check_make,
     "torchrun": lambda words: check_python(["python", *words[words.index("-m") :]]),
     **dict.fromkeys(
-        ("docker", "buildah", "helm", "git", "openssl", "cd", "export", ".", "mv", "pre-commit", "promtool"), check_files
+        ("docker", "buildah", "helm", "git", "openssl", "cd", "export", ".", "mv", "pre-commit", "promtool", "haproxy"),
+        check_files,
     ),
 }
 
