@@ -29,11 +29,16 @@ class MatGPTQWorker(_PlatformWorker):
     """A worker that serves a parent with per-request precision."""
 
     def init_device(self) -> None:
-        """Start the worker; UnsupportedError if the model is not a parent."""
+        """Start the worker; UnsupportedError if the model is not a parent, or if vLLM would fail with it later."""
         if self.model_config.quantization != QUANT_METHOD:
             raise UnsupportedError(
                 f"{self.model_config.model}: the model's quantization is {self.model_config.quantization!r}; "
                 f"this worker serves parents written by `matgptq calibrate` ({QUANT_METHOD!r})"
+            )
+        if current_platform.is_cpu() and self.parallel_config.pipeline_parallel_size > 1:
+            raise UnsupportedError(
+                f"pipeline_parallel_size is {self.parallel_config.pipeline_parallel_size}, but on a CPU vLLM fails in the "
+                "first step of a pipeline, whatever the model; use tensor_parallel_size, or a GPU"
             )
         super().init_device()
 
