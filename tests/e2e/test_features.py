@@ -65,7 +65,8 @@ found["samples"] = mixed_and_single(llm, some, n=3, temperature=0.9, seed=5)
 
 GUIDES = {"json": {"json": {"type": "object", "properties": {"age": {"type": "integer", "maximum": 99}}, "required": ["age"]}},
           "regex": {"regex": "[a-c]{3,7}x"}, "choice": {"choice": ["yes", "no", "perhaps"]}}
-for name, guide in GUIDES.items():
+# On runner V2 a kernel of vLLM's applies the grammar, which Triton's interpreter cannot run.
+for name, guide in GUIDES.items() if v1 else ():
     found[name] = mixed_and_single(
         llm, some, max_tokens=24, ignore_eos=False, structured_outputs=StructuredOutputsParams(**guide))
     found[name]["texts"] = [llm.get_tokenizer().decode(answer[0], skip_special_tokens=True) for answer in found[name]["mixed"]]
@@ -155,6 +156,8 @@ def test_samples_of_one_prompt(found: dict) -> None:
 
 @pytest.mark.parametrize(("guide", "pattern"), [("regex", r"[a-c]{3,7}x"), ("choice", "yes|no|perhaps"), ("json", r"\{.*")])
 def test_structured_output(found: dict, guide: str, pattern: str) -> None:
+    if guide not in found:
+        pytest.skip("runner V2 applies grammars in a kernel that Triton's interpreter cannot run")
     equal(found[guide], 10)
     texts = found[guide]["texts"]
     assert [text for text in texts if not re.fullmatch(pattern, text, re.DOTALL)] == []
