@@ -98,6 +98,12 @@ class Admission:
         self._clock = clock
         self._level: int | None = None
 
+    def hold(self, catalogue: Catalogue) -> None:
+        """From now on, admit to these of the profiles only."""
+        self._catalogue = catalogue
+        if self._following is not None:
+            self._following.hold(catalogue.profiles)
+
     def admit(self, selection: Selection, asked: BudgetRequest, tenant: Tenant | None, size: Size) -> Admitted:
         """The request's profile, and its place in the load.
 
@@ -188,7 +194,8 @@ class Admission:
         if asked.budget is not None or default == AUTO or (default is None and self._default_auto):
             return replace(selection, reason=AUTO)
         if default is not None:
-            return replace(selection, profile=default, reason="tenant")
+            held = default if default in self._catalogue.profiles else self._catalogue.default
+            return replace(selection, profile=held, reason="tenant")
         return selection
 
     def _decide(self, asked: BudgetRequest, tenant: Tenant | None, size: Size) -> tuple[Decision, Group | None]:
@@ -221,8 +228,14 @@ class Admission:
         return decision, group
 
     def _allowed(self, tenant: Tenant | None) -> list[str]:
-        """Profiles that a tenant may use, narrow to wide."""
-        return [profile for profile in self._order if tenant is None or tenant.allowed is None or profile in tenant.allowed]
+        """Profiles that a tenant may use now, narrow to wide; RequestError if there is none."""
+        held = [profile for profile in self._order if profile in self._catalogue.profiles]
+        allowed = [profile for profile in held if tenant is None or tenant.allowed is None or profile in tenant.allowed]
+        if not allowed:
+            raise RequestError(
+                f"none of the precisions of this key is held now; held are {', '.join(held)}", "tenant", status=403
+            )
+        return allowed
 
     def _floor(self, tenant: Tenant | None) -> str | None:
         """The wider one of the replica's and the tenant's floor."""

@@ -12,8 +12,9 @@ from pathlib import Path
 from matgptq_vllm.core.errors import InputError, UnsupportedError
 from matgptq_vllm.core.precision import AUTO, PARENT_WIDTH, WIDTHS, Catalogue
 from matgptq_vllm.core.replica import ReplicaOptions
+from matgptq_vllm.core.resident_bytes import resident_bytes
 from matgptq_vllm.core.summary import ParentSummary
-from serve.command import DRAFT_TOKENS, vllm_arguments
+from serve.command import DRAFT_TOKENS, engine_layout, vllm_arguments
 from serve.environment import ALLOWLIST, server_environment
 from serve.settings import Settings, to_env
 from serve.tenant_file import load_tenants
@@ -60,9 +61,13 @@ def run(namespace: argparse.Namespace) -> int:
         default_precision=None if default_auto else own.default_precision,
         graph_widths=_widths(own.graph_widths),
         draft_width=own.draft_width,
+        memory_budget=own.memory_budget,
     )
-    profiles = ParentSummary(directory).profiles(options.max_width)
-    catalogue = options.catalogue(profiles)
+    parent = ParentSummary(directory)
+    held = options
+    if options.memory_budget is not None:
+        held = options.within_budget(resident_bytes(parent, *engine_layout(vllm_args)))
+    catalogue = held.catalogue(parent.profiles(held.max_width))
     if own.auto_floor is not None:
         catalogue.resolve(own.auto_floor)
     arguments = vllm_arguments(directory, vllm_args, options, catalogue.profiles, own.draft_tokens)
@@ -123,6 +128,11 @@ def _own_parser() -> argparse.ArgumentParser:
         default=PARENT_WIDTH,
         metavar="R",
         help="widest width to serve; lower planes are neither read nor held: one of 2, 3, 4, 6, 8 (default: 8)",
+    )
+    parser.add_argument(
+        "--memory-budget",
+        metavar="SIZE",
+        help="bytes that all weights together may take, such as 6GiB: serve the widest width up to --max-width that fits",
     )
     parser.add_argument(
         "--default-precision",

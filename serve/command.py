@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from matgptq_vllm.core.errors import InputError
@@ -74,6 +75,23 @@ def vllm_arguments(
     ]
 
 
+def engine_layout(vllm_args: Sequence[str]) -> tuple[bool, int | None]:
+    """How the engine will hold the weights: whether in the kernel layout, and bytes per weight that is not quantized.
+
+    The second is None where such weights stay as they are stored. Where no vLLM is installed, a GPU's is assumed.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--dtype", default="auto")
+    dtype = parser.parse_known_args([_normalized(argument) for argument in vllm_args])[0].dtype
+    itemsize = {"auto": None, "float32": 4, "float": 4}.get(dtype, 2)
+    try:
+        # So vLLM itself decides which platform it was built for.
+        on_cpu = "cpu" in version("vllm")
+    except PackageNotFoundError:
+        on_cpu = False
+    return not on_cpu and itemsize != 4, itemsize
+
+
 def _split(vllm_args: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """The options of READ (None where not given), and every other argument in order."""
     parser = argparse.ArgumentParser(prog="matgptq serve", add_help=False, allow_abbrev=False, argument_default=None)
@@ -121,8 +139,8 @@ def _additional_config(text: str | None) -> Mapping[str, Any]:
         raise InputError(f"{ADDITIONAL_CONFIG} is {text}; an object is needed, such as '{{\"key\": value}}'")
     if ADDITIONAL_CONFIG_KEY in config:
         raise InputError(
-            f"{ADDITIONAL_CONFIG} has {ADDITIONAL_CONFIG_KEY!r}, which `matgptq serve` sets itself; use --max-width and "
-            "--default-precision"
+            f"{ADDITIONAL_CONFIG} has {ADDITIONAL_CONFIG_KEY!r}, which `matgptq serve` sets itself; use --max-width, "
+            "--memory-budget and --default-precision"
         )
     return config
 

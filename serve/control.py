@@ -3,7 +3,7 @@
 import hmac
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from matgptq_vllm.core.precision import AUTO
@@ -11,6 +11,7 @@ from serve.admission import Admission
 from serve.budget import Budget
 from serve.controller import Controller
 from serve.errors import RequestError
+from serve.exchange import Exchange
 from serve.following import Following
 from serve.latency_cache import LatencyCache
 from serve.latency_model import LatencyModel
@@ -88,6 +89,23 @@ class Control:
     cache: LatencyCache | None = None
     source: str = "none"
     """Where the latency model comes from: none, cache, sweep or online."""
+
+    in_flight: set[Exchange] = field(default_factory=set)
+    """Generation requests that the engine has."""
+
+    def __post_init__(self) -> None:
+        self.all_profiles = self.replica
+        """The replica with all that it can hold; ``replica`` is what it holds now."""
+
+    def hold(self, max_width: int) -> None:
+        """Admit new requests up to ``max_width`` only."""
+        self.replica = self.all_profiles.within(max_width)
+        self.admission.hold(self.replica.catalogue)
+
+    def wider_in_flight(self, max_width: int) -> list[Exchange]:
+        """Requests in flight that need more than ``max_width``."""
+        widths = self.all_profiles.profile_widths
+        return [each for each in self.in_flight if each.selection is not None and widths[each.selection.profile] > max_width]
 
     @classmethod
     def of(

@@ -77,12 +77,20 @@ _DECISION = _object(
         "running": {"type": "integer", "minimum": 0},
     }
 )
+_WIDTH = {"enum": [2, 3, 4, 6, 8]}
+_POLICY = {"enum": ["finish", "refuse"]}
+_CHANGE = _object({"max_width": _WIDTH, "policy": _POLICY, "waiting_for": {"type": "integer", "minimum": 0}})
+_MEMORY = _object({"budget_bytes": _nullable("integer"), "reason": _nullable("string"), "weight_bytes": _COUNTS})
 _PRECISIONS = _object(
     {
         "object": {"const": "list"},
         "data": {"type": "array", "items": _PRECISION},
         "default": {"type": "string"},
         "max_width": {"type": "integer"},
+        "available_max_width": {"type": "integer"},
+        "elastic": {"type": "boolean"},
+        "change": {"anyOf": [_CHANGE, {"type": "null"}]},
+        "memory": _MEMORY,
         "slice_rule": {"type": "string"},
         "workers": {"anyOf": [{"type": "array", "items": {"type": "object"}}, {"type": "null"}]},
         "load": _LOAD,
@@ -125,4 +133,32 @@ _READY = _object({"ready": {"type": "boolean"}, "problem": _nullable("string")})
 READY_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: _answer("The model is loaded, has generated a token, and takes requests", _READY),
     503: _answer("Not yet, or no more; `problem` says why", _READY),
+}
+
+WIDTH_REQUEST: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"max_width": _WIDTH, "policy": _POLICY},
+                    "required": ["max_width"],
+                    "additionalProperties": False,
+                },
+                "example": {"max_width": 4, "policy": "finish"},
+            }
+        },
+    }
+}
+
+WIDTH_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: _answer("The width holds; the answer is that of GET", _PRECISIONS),
+    400: _answer("The body is no such object, or the replica was not started with that width", _ERROR),
+    401: _answer("No key of this server, or an unknown one", _UNAUTHORIZED),
+    403: _answer("No admin key, a wrong one, or the server has none", _ERROR),
+    409: _answer("Another change is under way", _ERROR),
+    413: _answer("The body is larger than 4096 bytes", _ERROR),
+    501: _answer("The width cannot be changed on this server", _ERROR),
+    503: _answer("The planes cannot be read again now; nothing has changed", _ERROR),
 }

@@ -1,4 +1,4 @@
-"""vLLM endpoint plugin: installs the middleware, and serves ``GET /v1/precisions``, ``PUT /v1/slo``, ``GET /ready`` and the
+"""vLLM endpoint plugin: installs the middleware, and serves ``/v1/precisions``, ``PUT /v1/slo``, ``GET /ready`` and the
 playground.
 
 vLLM calls ``attach_router`` while it builds its application, before it adds its own middleware: what is added here is
@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,26 +24,33 @@ from serve import request_log
 from serve.command import WORKER_CLASS
 from serve.control import Control, EngineLimits, parse_slo
 from serve.drain import Drain
-from serve.endpoint_schemas import PRECISIONS_RESPONSES, READY_RESPONSES, SLO_REQUEST, SLO_RESPONSES
+from serve.elastic import Elastic, parse_change
+from serve.endpoint_schemas import (
+    PRECISIONS_RESPONSES,
+    READY_RESPONSES,
+    SLO_REQUEST,
+    SLO_RESPONSES,
+    WIDTH_REQUEST,
+    WIDTH_RESPONSES,
+)
 from serve.errors import RequestError, error_body, status_of
 from serve.following import FOLLOW_RPC, Levels
 from serve.latency_cache import LatencyCache, cache_folder
 from serve.measurement import measure
 from serve.metrics import PrecisionMetrics, precision_metrics
-from serve.middleware import SLO_PATH, PrecisionMiddleware, admin_keys
+from serve.middleware import PRECISIONS_PATH, SLO_PATH, PrecisionMiddleware, admin_keys
 from serve.playground.route import add_playground
 from serve.readiness import READY_PATH, Readiness
-from serve.replica import REPLICA_RPC, LiveReports, Replica, Report
+from serve.replica import LiveReports, Replica, Report
 from serve.request_body import read_body
 from serve.request_ids import RequestPrecisions, request_precisions
 from serve.settings import Settings
 from serve.step_observer import StepObserver, step_observer
 from serve.tenant_reload import TenantReload
+from serve.width_limit import EngineCalls
 
 if TYPE_CHECKING:
     from vllm.engine.protocol import EngineClient
-
-PRECISIONS_PATH = "/v1/precisions"
 
 MAX_ADMIN_BYTES = 4096
 
@@ -76,6 +84,7 @@ class PrecisionEndpoints:
         self._following: asyncio.Task[None] | None = None
         self._drain = Drain(self._settings.drain_seconds)
         self._readiness = Readiness(self._drain)
+        self._elastic: Elastic | None = None
 
     def attach_router(self, app: FastAPI) -> None:
         """Add the middleware, the endpoints and the playground to vLLM's application."""
@@ -94,6 +103,15 @@ class PrecisionEndpoints:
             response_class=JSONResponse,
             summary="Precisions held",
             responses=PRECISIONS_RESPONSES,
+        )
+        app.add_api_route(
+            PRECISIONS_PATH,
+            self._change_width,
+            methods=["POST"],
+            response_class=JSONResponse,
+            summary="Drop planes, or read them again",
+            responses=WIDTH_RESPONSES,
+            openapi_extra=WIDTH_REQUEST,
         )
         app.add_api_route(
             SLO_PATH,
@@ -127,11 +145,9 @@ class PrecisionEndpoints:
         if engine_client is None:
             return
 
-        async def fetch() -> list[dict]:
-            return await engine_client.collective_rpc(REPLICA_RPC)
-
+        calls = EngineCalls(engine_client)
         try:
-            reports = await fetch()
+            reports = await calls.reports()
         except Exception as error:
             # The engine passes a worker's failure on as a bare Exception.
             if getattr(args, "worker_cls", None) == WORKER_CLASS:
@@ -158,10 +174,11 @@ class PrecisionEndpoints:
 
             self._following = asyncio.create_task(control.following.run(follow))
         self._control = control
-        self._live = LiveReports(fetch, self._settings.rpc_timeout_ms / 1000)
+        self._live = LiveReports(calls.reports, self._settings.rpc_timeout_ms / 1000)
         self._joined.enabled = True
         self._metrics.replica_loaded(replica)
-        self._metrics.resident(*(sum(report.get(kind) or 0 for report in reports) for kind in ("code_bytes", "scale_bytes")))
+        self._show_resident(reports)
+        self._elastic = Elastic(control, calls, self._width_changed, obstacle(reports, engine_client, args))
 
     def _tenants(self, replica: Replica) -> TenantReload | None:
         if self._settings.tenants_file is None:
@@ -170,9 +187,37 @@ class PrecisionEndpoints:
 
     async def _precisions(self) -> JSONResponse:
         """The profiles that this replica holds, what it has learned, and live numbers of its workers."""
-        if self._control is None or self._live is None:
+        if self._control is None or self._live is None or self._elastic is None:
             return _answer(_no_replica())
-        return JSONResponse(self._control.to_json(await self._live.get()))
+        workers = await self._live.get()
+        return JSONResponse({**self._control.to_json(workers), **self._elastic.to_json()})
+
+    async def _change_width(self, request: Request) -> JSONResponse:
+        """Drop the planes beyond a width, or read them again. Needs the admin key; answers when it is done."""
+        try:
+            raw = await self._admin_body(request)
+            if self._elastic is None:
+                raise _no_replica()
+            await self._elastic.change(parse_change(raw))
+        except MatGPTQError as error:
+            return _answer(error)
+        return await self._precisions()
+
+    async def _admin_body(self, request: Request) -> bytes:
+        """The body of a request that needs the admin key; MatGPTQError if it is not there."""
+        if self._control is None:
+            raise _no_replica()
+        if not any(self._control.is_admin(key) for key in admin_keys(request.scope["headers"])):
+            raise RequestError("this needs the admin key (environment variable MATGPTQ_ADMIN_KEY of the server)", "key", 403)
+        return await read_body(request.receive, request.scope["headers"], MAX_ADMIN_BYTES) or b""
+
+    def _width_changed(self, reports: Sequence[Report]) -> None:
+        if self._control is not None:
+            self._metrics.replica_holds(self._control.replica)
+        self._show_resident(reports)
+
+    def _show_resident(self, reports: Sequence[Report]) -> None:
+        self._metrics.resident(*(sum(report.get(kind) or 0 for report in reports) for kind in ("code_bytes", "scale_bytes")))
 
     async def _ready(self) -> JSONResponse:
         """Whether to send requests to this replica; a load balancer's question."""
@@ -182,14 +227,10 @@ class PrecisionEndpoints:
     async def _set_slo(self, request: Request) -> JSONResponse:
         """Change what ``auto`` requests aim at, until the next start. Needs the admin key."""
         try:
+            raw = await self._admin_body(request)
             if self._control is None:
                 raise _no_replica()
-            if not any(self._control.is_admin(key) for key in admin_keys(request.scope["headers"])):
-                raise RequestError(
-                    "this needs the admin key (environment variable MATGPTQ_ADMIN_KEY of the server)", "key", 403
-                )
-            raw = await read_body(request.receive, request.scope["headers"], MAX_ADMIN_BYTES)
-            self._control.set_slo(parse_slo(raw or b""))
+            self._control.set_slo(parse_slo(raw))
         except MatGPTQError as error:
             return _answer(error)
         return JSONResponse(self._control.slo_json())
@@ -201,6 +242,19 @@ def _no_replica() -> UnsupportedError:
 
 def _answer(error: MatGPTQError) -> JSONResponse:
     return JSONResponse(error_body(error), status_code=status_of(error))
+
+
+def obstacle(reports: Sequence[Report], engine_client: object, args: Namespace) -> str | None:
+    """Why the max width cannot be changed while the server runs; None if it can."""
+    told = next((str(report["not_elastic"]) for report in reports if report.get("not_elastic")), None)
+    if told is not None:
+        return told
+    if (getattr(args, "api_server_count", None) or 1) > 1:
+        return "several API processes would not know of it; start with --api-server-count 1"
+    parallel = getattr(getattr(engine_client, "vllm_config", None), "parallel_config", None)
+    if getattr(parallel, "data_parallel_size", 1) > 1:
+        return "with data parallelism there are several schedulers; run replicas of their own instead"
+    return None
 
 
 def engine_limits(engine_client: object) -> EngineLimits:

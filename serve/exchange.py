@@ -1,5 +1,7 @@
 """One request and its response on their way through the middleware."""
 
+import asyncio
+import json
 import time
 
 from starlette.datastructures import MutableHeaders
@@ -7,6 +9,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from matgptq_vllm.core.precision import PRECISION_HEADER, REASON_HEADER
 from serve.admission import Admitted
+from serve.errors import RequestError, error_body
 from serve.selection import Selection
 
 CLIENT_WENT_AWAY = 499
@@ -54,6 +57,7 @@ class Exchange:
         self._status = 0
         self._complete = False
         self._disconnected = False
+        self._refused = asyncio.Event()
 
     @classmethod
     def unchanged(cls, scope: Scope, receive: Receive, send: Send) -> "Exchange":
@@ -73,17 +77,51 @@ class Exchange:
             # Dropped at once: a long stream must not hold a long prompt.
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
-        message = await self._receive()
+        message = await self._next_message()
         if message["type"] == "http.disconnect":
-            self._disconnected = True
+            self._disconnected = not self._refused.is_set()
         return message
 
+    async def refuse(self, error: RequestError) -> None:
+        """End the request with an error in place of the rest of the answer: the application sees a client that went away.
+
+        Nothing happens to an answer that is on its way as a whole.
+        """
+        # What is held is not sent: then the status is still free.
+        started = bool(self._status) and self._held_start is None
+        if self._complete or self._refused.is_set() or (started and not self.streamed):
+            return
+        self._refused.set()
+        self._held_start = None
+        text = json.dumps(error_body(error))
+        if not started:
+            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(text)).encode())]
+            await self._send({"type": "http.response.start", "status": error.status, "headers": headers})
+        else:
+            text = f"data: {text}\n\n"
+        self._status = error.status
+        self._complete = True
+        await self._send({"type": "http.response.body", "body": text.encode()})
+
+    async def _next_message(self) -> Message:
+        """What the client sends, or that it went away if the request is refused."""
+        received = asyncio.ensure_future(self._receive())
+        refused = asyncio.ensure_future(self._refused.wait())
+        try:
+            await asyncio.wait({received, refused}, return_when=asyncio.FIRST_COMPLETED)
+            return received.result() if received.done() else {"type": "http.disconnect"}
+        finally:
+            received.cancel()
+            refused.cancel()
+
     async def send(self, message: Message) -> None:
-        """Pass ``message`` on, with the response headers of the selection.
+        """Pass ``message`` on, with the response headers of the selection; nothing, once the request is refused.
 
         The headers wait for the first piece of the answer: as long as a client, or a router, has seen nothing, the request
         may be sent to another replica.
         """
+        if self._refused.is_set():
+            return
         if message["type"] == "http.response.start":
             self._status = message["status"]
             kind = MutableHeaders(raw=list(message.get("headers", []))).get("content-type", "")

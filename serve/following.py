@@ -70,6 +70,7 @@ class Following:
         self._count = 0
         self._groups: dict[tuple[object, ...], Group] = {}
         self._dropped: list[str] = []
+        self._held: Collection[str] = controller.profiles
         self._wake = asyncio.Event()
         self._reviewed = 0
 
@@ -84,6 +85,11 @@ class Following:
         self._drop()
         return found
 
+    def hold(self, profiles: Collection[str]) -> None:
+        """From now on, groups get no others than these of the controller's profiles."""
+        self._held = profiles
+        self._wake.set()
+
     def join(self, group: Group, flight: Flight) -> None:
         """``flight`` runs from now on."""
         group.flights.add(flight)
@@ -97,7 +103,9 @@ class Following:
         """What the workers do not know yet: the present profile of groups, None for those that are no more."""
         found: dict[str, str | None] = dict.fromkeys(self._dropped)
         for group in self._groups.values():
-            profile = self._controller.profile(group.budget, group.floor, group.allowed)
+            allowed = [name for name in self._held if group.allowed is None or name in group.allowed]
+            # Without any, the group was admitted at profiles that are held no more: it ends as it is.
+            profile = self._controller.profile(group.budget, group.floor, allowed) if allowed else None
             if group.flights and profile is not None and profile != group.profile:
                 found[group.id] = profile
         return found

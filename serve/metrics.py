@@ -192,7 +192,18 @@ class PrecisionMetrics:
 
     def replica_loaded(self, replica: Replica) -> None:
         """Say what this replica holds, and start the counters of its profiles at 0 so that rates see the first request."""
+        self._show(replica)
+        self._start_counters(replica)
+
+    def replica_holds(self, replica: Replica) -> None:
+        """Say what this replica holds from now on."""
+        self._replica.clear()
+        self._show(replica)
+
+    def _show(self, replica: Replica) -> None:
         self._replica.labels(replica.catalogue.default, str(replica.max_width), replica.slice_rule).set(1)
+
+    def _start_counters(self, replica: Replica) -> None:
         for profile in replica.catalogue.profiles:
             for reason in REASONS:
                 self._prompt_tokens.labels(profile, reason)

@@ -45,8 +45,10 @@ GUARDED_PREFIXES = ("/v1", "/v2", "/inference", "/cohere")
 
 SLO_PATH = "/v1/slo"
 
-ADMIN_PATHS = frozenset({SLO_PATH})
-"""Paths that check the admin key themselves; it is no tenant's."""
+PRECISIONS_PATH = "/v1/precisions"
+
+ADMIN_REQUESTS = frozenset({("PUT", SLO_PATH), ("POST", PRECISIONS_PATH)})
+"""Methods and paths that check the admin key themselves; it is no tenant's."""
 
 
 class PrecisionMiddleware:
@@ -179,6 +181,9 @@ class PrecisionMiddleware:
             self._request_precisions.begin(exchange.request_id, selection.profile, admitted.details)
         if admitted.details.tenant is not None:
             self._metrics.tenant_request(admitted.details.tenant, selection.profile)
+        control = self._control()
+        in_flight = set() if control is None else control.in_flight
+        in_flight.add(exchange)
         try:
             with request_span(exchange.scope, selection.profile, admitted.details, lambda: exchange.outcome) as scope:
                 await self.app(scope, exchange.receive, exchange.send)
@@ -186,6 +191,7 @@ class PrecisionMiddleware:
             exchange.failed = True
             raise
         finally:
+            in_flight.discard(exchange)
             admitted.finish(exchange.outcome)
             if exchange.request_id is not None:
                 self._request_precisions.end(exchange.request_id)
@@ -202,7 +208,7 @@ def route_path(scope: Scope) -> str:
 
 def needs_key(path: str, method: str) -> bool:
     """Whether a request to ``path`` is for tenants only, where there are tenants: as vLLM has it with --api-key."""
-    return method != "OPTIONS" and path.startswith(GUARDED_PREFIXES) and path not in ADMIN_PATHS
+    return method != "OPTIONS" and path.startswith(GUARDED_PREFIXES) and (method, path) not in ADMIN_REQUESTS
 
 
 def api_key(headers: Iterable[tuple[bytes, bytes]]) -> str | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from matgptq_vllm.core.errors import UnsupportedError
@@ -12,7 +12,7 @@ from serve.selection import base_models
 REPLICA_RPC = "matgptq_replica"
 """Name of the worker method that reports on a replica."""
 
-LIVE_FIELDS = ("runner", "code_bytes", "scale_bytes", "steps", "tokens")
+LIVE_FIELDS = ("runner", "code_bytes", "scale_bytes", "other_bytes", "steps", "tokens")
 """Fields of a worker's report that differ between workers, or change while it runs."""
 
 Report = Mapping[str, Any]
@@ -37,6 +37,12 @@ class Replica:
     models: tuple[str, ...]
     """Names under which the model is served, aliases left out."""
 
+    profile_widths: Mapping[str, int] = field(default_factory=dict)
+    """Profile -> the max width that it needs."""
+
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    """Bytes of all weights by max width, and what a memory budget led to."""
+
     @classmethod
     def from_reports(cls, reports: Sequence[Report], served_names: Collection[str]) -> "Replica":
         """The replica whose workers reported ``reports``.
@@ -53,6 +59,12 @@ class Replica:
                     dict(report["average_bits"]),
                     dict(report["bytes_per_weight"]),
                     dict(report.get("perplexity", {})),
+                    dict(report["profile_widths"]),
+                    {
+                        "budget_bytes": report["memory_budget"],
+                        "reason": report["memory_reason"],
+                        "weight_bytes": dict(report["weight_bytes"]),
+                    },
                 )
                 for report in reports
             ]
@@ -66,7 +78,11 @@ class Replica:
                 "workers with the same parent and options"
             )
         catalogue = found[0][0]
-        return cls(*found[0], models=base_models(served_names, catalogue))
+        return cls(*found[0][:6], base_models(served_names, catalogue), *found[0][6:])
+
+    def within(self, max_width: int) -> "Replica":
+        """This replica as long as it holds no more than ``max_width``."""
+        return replace(self, catalogue=self.catalogue.within(max_width, self.profile_widths), max_width=max_width)
 
     def to_json(self, workers: Sequence[Report] | None) -> dict[str, Any]:
         """The document of ``GET /v1/precisions``; ``workers`` are fresh reports, None if they did not come in time."""
@@ -89,6 +105,7 @@ class Replica:
             "default": self.catalogue.default,
             "max_width": self.max_width,
             "slice_rule": self.slice_rule,
+            "memory": dict(self.memory),
             "workers": live,
         }
 

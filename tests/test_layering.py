@@ -14,7 +14,22 @@ ROOT = Path(__file__).parents[1]
 CORE = "matgptq_vllm.core"
 PLAIN_CORE = tuple(
     f"{CORE}.{name}"
-    for name in ("errors", "folder_swap", "manifest", "parent", "precision", "profile", "quality", "replica", "summary")
+    for name in (
+        "errors",
+        "folder_swap",
+        "manifest",
+        "parent",
+        "precision",
+        "profile",
+        "quality",
+        "replica",
+        "resident_bytes",
+        "safetensors_header",
+        "shapes",
+        "storage",
+        "summary",
+        "width_limit",
+    )
 )
 """The part of core that needs the standard library only, so that HTTP and command-line code can use it."""
 
@@ -43,7 +58,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "matgptq_vllm.kernels.bench.plot": (CORE, "matgptq_vllm.kernels.bench", "matplotlib"),
     "matgptq_vllm.engine": (CORE, "matgptq_vllm.engine", "matgptq_vllm.kernels.segments", "numpy", "torch"),
     "matgptq_vllm.compat": (
-        CORE, "matgptq_vllm.engine", "matgptq_vllm.compat", "huggingface_hub", "numpy", "packaging", "torch", "vllm",
+        CORE, "matgptq_vllm.engine", "matgptq_vllm.compat", "matgptq_vllm.kernels.resident", "huggingface_hub", "numpy",
+        "packaging", "torch", "vllm",
     ),
     "matgptq_vllm.plugin": (
         CORE, "matgptq_vllm.kernels.capability", "matgptq_vllm.kernels.compile_ahead", "matgptq_vllm.kernels.ops",
@@ -66,6 +82,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "serve": (*PLAIN_CORE, "serve", "fastapi", "prometheus_client", "starlette"),
     "serve.endpoints": (*PLAIN_CORE, "serve", "fastapi", "matgptq_vllm.__init__", "starlette"),
     "serve.trial_request": (*PLAIN_CORE, "serve", "vllm"),
+    "serve.width_limit": (*PLAIN_CORE, "serve", "vllm"),
     "serve.playground": ("serve.playground", "fastapi", "starlette"),
     "serve.router": (*PLAIN_CORE, "serve.router"),
     "serve.tenant_file": (*PLAIN_CORE, "serve", "yaml"),

@@ -9,7 +9,7 @@ import torch
 
 from matgptq_vllm.core.errors import FormatError, InputError
 from matgptq_vllm.core.manifest import INDEX_FILE
-from matgptq_vllm.core.safetensors_header import check_complete
+from matgptq_vllm.core.safetensors_header import read_header
 
 SINGLE_FILE = "model.safetensors"
 
@@ -44,7 +44,7 @@ class StoredTensors:
 
     def _open(self, file: str) -> Any:
         if file not in self._open_files:
-            check_complete(self._directory, file)
+            read_header(self._directory, file)
             try:
                 self._open_files[file] = safetensors.safe_open(str(self._directory / file), framework="pt", device="cpu")
             except (safetensors.SafetensorError, OSError) as error:
@@ -64,7 +64,7 @@ def _files_by_tensor(directory: Path) -> dict[str, str]:
         return files
     if not (directory / SINGLE_FILE).is_file():
         raise InputError(f"{directory} has neither {INDEX_FILE} nor {SINGLE_FILE}; copy the weights there")
-    check_complete(directory, SINGLE_FILE)
+    read_header(directory, SINGLE_FILE)
     try:
         with safetensors.safe_open(str(directory / SINGLE_FILE), framework="pt", device="cpu") as single:
             return dict.fromkeys(single.keys(), SINGLE_FILE)

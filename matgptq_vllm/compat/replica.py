@@ -1,12 +1,16 @@
 """From vLLM's configuration to the replica it describes."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from vllm.platforms import current_platform
+
 from matgptq_vllm.compat.model_folder import local_folder
+from matgptq_vllm.core.precision import WIDTHS
 from matgptq_vllm.core.replica import ReplicaOptions
 from matgptq_vllm.engine.replica import Replica
+from matgptq_vllm.kernels.resident import KERNEL_DTYPES
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -27,5 +31,11 @@ def replica_of(vllm_config: "VllmConfig") -> Replica:
 def open_replica(vllm_config: "VllmConfig") -> Replica:
     """A replica of its own, for a process that only needs to know the profiles."""
     options = ReplicaOptions.from_additional_config(vllm_config.additional_config)
-    folder: Path = local_folder(vllm_config.model_config.model, vllm_config.model_config.revision, options.max_width)
-    return Replica(folder, options)
+    config = vllm_config.model_config
+    # The bytes at every width are known once the narrowest slice is here.
+    first_width = options.max_width if options.memory_budget is None else WIDTHS[0]
+    folder: Path = local_folder(config.model, config.revision, first_width)
+    dtype: Any = config.dtype  # by now no longer a name
+    replica = Replica(folder, options, current_platform.is_cuda() and dtype in KERNEL_DTYPES, dtype.itemsize)
+    local_folder(config.model, config.revision, replica.options.max_width)
+    return replica

@@ -13,6 +13,7 @@ from matgptq_vllm.core.errors import UnsupportedError
 from matgptq_vllm.core.parent import QUANT_METHOD
 from matgptq_vllm.core.precision import uniform_name
 from matgptq_vllm.core.replica import SELF_DRAFT_CLASS
+from matgptq_vllm.engine.elastic import ElasticPlanes
 from matgptq_vllm.engine.precision_state import PrecisionState
 from matgptq_vllm.engine.replica import Replica
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING or not current_platform.is_cpu():
     from vllm.v1.worker.gpu_worker import Worker as _PlatformWorker
 else:
     from vllm.v1.worker.cpu_worker import CPUWorker as _PlatformWorker
-
 
 logger = init_logger(__name__)
 
@@ -43,9 +43,15 @@ class MatGPTQWorker(_PlatformWorker):
         super().init_device()
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        super().load_model(*args, **kwargs)
-        replica = replica_of(self.vllm_config)
         assert self.device is not None  # set by init_device
+        replica = replica_of(self.vllm_config)
+        if replica.memory_reason is not None:
+            logger.info("Memory budget: %s", replica.memory_reason)
+        self._not_elastic = self._make_elastic(replica)
+        super().load_model(*args, **kwargs)
+        # Of the two, the replica outlives the engine's layers.
+        self._elastic, replica.elastic = replica.elastic, None
+        self._widths = {profile.name: profile.max_width for profile in replica.profiles}
         max_tokens = self.vllm_config.scheduler_config.max_num_batched_tokens
         self.precision_state = PrecisionState(replica.catalogue, replica.step_buffers(max_tokens, self.device))
         widths = replica.options.graph_widths
@@ -54,6 +60,7 @@ class MatGPTQWorker(_PlatformWorker):
         if drafts_itself(self.vllm_config):
             _attach_draft(self.model_runner, replica, self.precision_state)
         self._static_report = _static_report(replica, self.model_runner)
+        self._plane_bytes, self._scale_bytes, self._other_bytes = _resident_bytes(self.model_runner.get_model())
         # Before vLLM measures how much memory is free: the processes that compile take some while they run.
         quantization: Any = self.vllm_config.quant_config
         quantization.compile_kernels(self.model_runner.get_model(), self.device, logger.info)
@@ -65,14 +72,32 @@ class MatGPTQWorker(_PlatformWorker):
                 f"weights cannot be reloaded from {weights_path!r}: a running replica keeps its parent, "
                 f"{self.model_config.model}; start another one, or leave weights_path out"
             )
+        if self._elastic is not None and self._elastic.max_width != self._elastic.available:
+            raise UnsupportedError(
+                f"weights cannot be reloaded while planes are dropped; first go back to max width {self._elastic.available}"
+            )
         # The loader asks for the configuration, which vLLM sets for the first load only.
         with set_current_vllm_config(self.vllm_config):
             super().reload_weights(*args, **kwargs)
 
     def matgptq_replica(self) -> dict[str, Any]:
         """What this worker holds and has computed (``collective_rpc``)."""
+        elastic = self._elastic
+        if elastic is not None:
+            was = elastic.max_width
+            elastic.finish()
+            if elastic.max_width != was:
+                self.precision_state.limit(elastic.max_width, self._widths)
+        held = self._plane_bytes if elastic is None else self._plane_bytes[: elastic.num_planes(elastic.max_width)]
         return {
             **self._static_report,
+            "held_max_width": self._static_report["max_width"] if elastic is None else elastic.max_width,
+            "growing": elastic is not None and elastic.growing,
+            "growing_failed": None if elastic is None else elastic.failure,
+            "not_elastic": self._not_elastic,
+            "code_bytes": sum(held),
+            "scale_bytes": self._scale_bytes,
+            "other_bytes": self._other_bytes,
             "steps": self.precision_state.num_steps,
             "tokens": self.precision_state.tokens_by_profile(),
         }
@@ -80,6 +105,35 @@ class MatGPTQWorker(_PlatformWorker):
     def matgptq_follow(self, levels: dict[str, str | None]) -> None:
         """Running requests of these groups go to these profiles, each at its next block (``collective_rpc``)."""
         self.precision_state.follow(levels)
+
+    def matgptq_shrink(self, max_width: int) -> dict[str, Any]:
+        """Drop the planes beyond ``max_width``; no request in flight may need them (``collective_rpc``)."""
+        elastic = self._checked_elastic()
+        elastic.shrink(max_width)
+        self.precision_state.limit(elastic.max_width, self._widths)
+        return self.matgptq_replica()
+
+    def matgptq_grow(self, max_width: int) -> dict[str, Any]:
+        """Begin to read the planes for ``max_width`` again; reports say when they are there (``collective_rpc``)."""
+        self._checked_elastic().grow(max_width)
+        return self.matgptq_replica()
+
+    def _checked_elastic(self) -> ElasticPlanes:
+        if self._elastic is None:
+            raise UnsupportedError(self._not_elastic or "planes cannot be dropped here")
+        return self._elastic
+
+    def _make_elastic(self, replica: Replica) -> str | None:
+        """Let the replica's planes be dropped at run time; why not, if they cannot."""
+        assert self.device is not None
+        if getattr(self.model_config, "enable_sleep_mode", False):
+            return "in sleep mode, all weights are in the memory of vLLM's allocator; start without --enable-sleep-mode"
+        try:
+            replica.make_elastic(self.device)
+        except UnsupportedError as error:
+            logger.warning("The max width cannot be changed while this replica runs: %s", error)
+            return str(error)
+        return None
 
 
 def _attach_draft(runner: Any, replica: Replica, state: PrecisionState) -> None:
@@ -100,8 +154,11 @@ def _static_report(replica: Replica, runner: Any) -> dict[str, Any]:
     """The part of a worker's report that stays as it is after loading: asking for it must not cost the engine a step."""
     return {
         "profiles": list(replica.catalogue.profiles),
+        "profile_widths": {profile.name: profile.max_width for profile in replica.profiles},
         "default": replica.catalogue.default,
         "max_width": replica.options.max_width,
+        "memory_budget": replica.options.memory_budget,
+        "memory_reason": replica.memory_reason,
         "slice_rule": replica.reader.spec.slice_rule,
         "runner": runner_version(runner),
         "device": current_platform.get_device_name() or current_platform.device_name,
@@ -109,16 +166,21 @@ def _static_report(replica: Replica, runner: Any) -> dict[str, Any]:
         "average_bits": replica.average_bits(),
         "bytes_per_weight": replica.bytes_per_weight(),
         "perplexity": replica.perplexities(),
-        **_resident_bytes(runner.get_model()),
+        "weight_bytes": {str(width): replica.resident.total(width) for width in replica.widths},
     }
 
 
-def _resident_bytes(model: Any) -> dict[str, int]:
-    sizes = {"code_bytes": 0, "scale_bytes": 0}
+def _resident_bytes(model: Any) -> tuple[list[int], int, int]:
+    """Bytes of each plane, of the scales, and of all other weights."""
+    planes: dict[int, int] = {}
+    scales = others = 0
     for name, parameter in model.named_parameters():
         leaf = name.rpartition(".")[2]
         if leaf.startswith("plane"):
-            sizes["code_bytes"] += parameter.nbytes
+            plane = int(leaf.removeprefix("plane"))
+            planes[plane] = planes.get(plane, 0) + parameter.nbytes
         elif leaf == "scales":
-            sizes["scale_bytes"] += parameter.nbytes
-    return sizes
+            scales += parameter.nbytes
+        else:
+            others += parameter.nbytes
+    return [planes[plane] for plane in sorted(planes)], scales, others

@@ -21,16 +21,17 @@ import torch
 from matgptq_vllm.core.digest import digest
 from matgptq_vllm.core.errors import FormatError
 from matgptq_vllm.core.manifest import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, PLANES_FOLDER, read_index
+from matgptq_vllm.core.parent import SCALES as SCALES
 from matgptq_vllm.core.planes import PlaneLayout
 from matgptq_vllm.core.precision import PARENT_WIDTH
 from matgptq_vllm.core.profile import PROFILES_FILE
 from matgptq_vllm.core.quality import QUALITY_FILE
-from matgptq_vllm.core.safetensors_header import check_complete
+from matgptq_vllm.core.read_ahead import in_order
+from matgptq_vllm.core.safetensors_header import read_header
 from matgptq_vllm.core.slicing import bits_read, check_rule
 from matgptq_vllm.core.summary import ParentSummary
 
 MODEL_SET = "model"
-SCALES = "scales"
 METADATA_FILES = (CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, PROFILES_FILE, QUALITY_FILE)
 
 
@@ -73,10 +74,17 @@ class ParentReader(ParentSummary):
         return sorted({self._index[name] for name in self._wanted(max_width)})
 
     def tensors(self, max_width: int = PARENT_WIDTH) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name and CPU tensor of everything that a replica of ``max_width`` holds, each checked against its digest."""
+        """Name and CPU tensor of everything that a replica of ``max_width`` holds, each checked against its digest.
+
+        Several are read and checked at a time, by threads.
+        """
         wanted = self._wanted(max_width)
         for file in self.files(max_width):
             yield from self._read(file, [name for name, where in self._index.items() if where == file and name in wanted])
+
+    def plane(self, layer: str, plane: int) -> torch.Tensor:
+        """One plane of a layer, uint8 [N, packed K], on the CPU, checked against its digest. Threads may call this."""
+        return self._tensor(f"{layer}.{plane_name(plane)}")
 
     def layer(self, name: str, max_width: int = PARENT_WIDTH) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes (uint8 [N, K], bits beyond ``max_width`` 0 where their planes were not read) and scales of one layer."""
@@ -98,16 +106,19 @@ class ParentReader(ParentSummary):
 
     def _read(self, file: str, names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
         path = self.directory / file
-        check_complete(self.directory, file)
+        read_header(self.directory, file)
         try:
             with safetensors.safe_open(str(path), framework="pt", device="cpu") as shard:
                 held = set(shard.keys())
-                for name in names:
+
+                def read(name: str) -> tuple[str, torch.Tensor]:
                     if name not in held:
                         raise FormatError(f"{file}: has no tensor {name!r}, which {INDEX_FILE} promises; copy it again")
                     tensor = shard.get_tensor(name)
                     self._check(file, name, tensor)
-                    yield name, tensor
+                    return name, tensor
+
+                yield from map(read, names) if len(names) == 1 else in_order(read, names)
         except (safetensors.SafetensorError, OSError) as error:
             raise FormatError(f"{file}: cannot be read ({error}); copy it again") from error
 

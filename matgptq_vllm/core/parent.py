@@ -15,6 +15,9 @@ FORMAT_VERSION = 1
 GROUP_SIZES = (32, 64, 128, -1)
 """Inputs that share a scale; -1 is one scale per output channel."""
 
+SCALES = "scales"
+"""Name of the tensor of scales within a layer."""
+
 SCALE_DTYPES = ("bfloat16", "float16", "float32")
 SLICE_RULE_NAMES = ("nested", "curved", "round")
 

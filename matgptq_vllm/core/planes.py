@@ -17,6 +17,7 @@ import torch
 
 from matgptq_vllm.core.errors import FormatError
 from matgptq_vllm.core.precision import PARENT_WIDTH, WIDTHS
+from matgptq_vllm.core.shapes import leading_planes, packed_columns
 
 DEFAULT_PLANE_WIDTHS = (2, 1, 1, 2, 2)
 """Prefixes of these sum to every width of ``core.precision.WIDTHS``."""
@@ -49,12 +50,7 @@ class PlaneLayout:
 
     def num_planes(self, bits: int) -> int:
         """Smallest number of leading planes that holds the top ``bits`` bits."""
-        total = 0
-        for index, width in enumerate(self.plane_widths):
-            total += width
-            if total >= bits:
-                return index + 1
-        raise ValueError(f"a code has {PARENT_WIDTH} bits, {bits} were asked for")
+        return leading_planes(self.plane_widths, bits)
 
     def shift(self, plane: int) -> int:
         """Position in a code of the lowest bit of plane ``plane``."""
@@ -62,7 +58,7 @@ class PlaneLayout:
 
     def packed_columns(self, plane: int, k: int) -> int:
         """Bytes per row of plane ``plane`` of a layer with ``k`` inputs."""
-        return -(-k * self.plane_widths[plane] // 8)
+        return packed_columns(self.plane_widths[plane], k)
 
     def split(self, codes: torch.Tensor) -> list[torch.Tensor]:
         """Planes of ``codes`` (uint8 [N, K]), most significant first, each uint8 [N, packed_columns]."""
@@ -70,10 +66,11 @@ class PlaneLayout:
             _pack((codes >> self.shift(plane)) & ((1 << width) - 1), width) for plane, width in enumerate(self.plane_widths)
         ]
 
-    def join(self, planes: Sequence[torch.Tensor], k: int) -> torch.Tensor:
-        """Codes (uint8 [N, k]) from the leading ``planes``; the bits of planes not given are 0."""
+    def join(self, planes: Sequence[torch.Tensor], k: int, which: Sequence[int] | None = None) -> torch.Tensor:
+        """Codes (uint8 [N, k]) from ``planes``, which are those of indices ``which`` (None: the leading ones); bits of other
+        planes are 0."""
         codes = None
-        for plane, packed in enumerate(planes):
+        for plane, packed in zip(range(len(planes)) if which is None else which, planes, strict=True):
             fields = _unpack(packed, self.plane_widths[plane], self.shift(plane), k)
             codes = fields if codes is None else codes.bitwise_or_(fields)
         if codes is None:

@@ -4,7 +4,7 @@ Standard library only: the HTTP layer, the engine and calibration all import thi
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from matgptq_vllm.core.errors import InputError
@@ -134,6 +134,17 @@ class Catalogue:
                 f"precision {name!r} is not held by this replica; ask for one of {_listed((*self.profiles, AUTO))}"
             )
         return name
+
+    def within(self, max_width: int, widths: Mapping[str, int]) -> "Catalogue":
+        """The profiles that need at most ``max_width``; a default that needs more becomes that uniform width.
+
+        Positions in it are no indices: those remain the positions in this catalogue.
+
+        Args:
+            widths: profile -> widest width of any layer.
+        """
+        profiles = tuple(profile for profile in self.profiles if widths[profile] <= max_width)
+        return Catalogue(profiles, self.default if self.default in profiles else uniform_name(max_width))
 
     def index(self, precision: object) -> int:
         """Index of the profile meant by ``precision``; errors as ``resolve``."""

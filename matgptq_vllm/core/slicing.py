@@ -21,6 +21,8 @@ import torch
 
 from matgptq_vllm.core.errors import InputError
 from matgptq_vllm.core.precision import PARENT_WIDTH, check_width
+from matgptq_vllm.core.shapes import bits_read as bits_read
+from matgptq_vllm.core.shapes import num_groups as num_groups
 
 SliceRule = Literal["nested", "curved", "round"]
 SLICE_RULES: tuple[SliceRule, ...] = get_args(SliceRule)
@@ -38,12 +40,6 @@ def check_rule(rule: str) -> SliceRule:
     if rule not in SLICE_RULES:
         raise InputError(f"slice rule {rule!r} is unknown; use one of {', '.join(SLICE_RULES)}")
     return rule
-
-
-def bits_read(width: int, rule: SliceRule) -> int:
-    """How many top bits of a code decide its value at ``width``."""
-    check_width(width)
-    return min(width + 1, PARENT_WIDTH) if rule == "round" else width
 
 
 def slice_codes(codes: torch.Tensor, width: int, rule: SliceRule) -> torch.Tensor:
@@ -106,11 +102,6 @@ def nearest_codes(scaled: torch.Tensor, rule: SliceRule) -> torch.Tensor:
     shifted = straight + ZERO_LEVEL
     nearest = shifted.round() if rule == "round" else shifted.floor()
     return nearest.clamp_(0, (1 << PARENT_WIDTH) - 1).to(torch.uint8)
-
-
-def num_groups(k: int, group_size: int) -> int:
-    """Groups along K; ``group_size`` -1 is one group per output channel, and a ragged last group counts."""
-    return 1 if group_size == -1 else -(-k // group_size)
 
 
 def expand_scales(scales: torch.Tensor, k: int, group_size: int) -> torch.Tensor:

@@ -1,34 +1,30 @@
-"""Bytes of a parent's quantized layers: per plane, and per profile that reads a prefix of the planes."""
+"""Bytes of a parent's quantized layers on disk: per plane, and per profile that reads a prefix of the planes."""
 
-import torch
-
-from matgptq_vllm.core.checkpoint import ParentReader
 from matgptq_vllm.core.profile import Profile
-from matgptq_vllm.core.slicing import num_groups
+from matgptq_vllm.core.shapes import SCALE_BYTES, bits_read, leading_planes, num_groups, packed_columns
+from matgptq_vllm.core.summary import ParentSummary
 
 
-def plane_bytes(reader: ParentReader) -> list[int]:
+def plane_bytes(parent: ParentSummary) -> list[int]:
     """Bytes of each plane over all layers, most significant first."""
-    return [
-        sum(n * reader.layout.packed_columns(plane, k) for n, k in reader.layers.values())
-        for plane in range(len(reader.spec.plane_widths))
-    ]
+    return [sum(n * packed_columns(width, k) for n, k in parent.layers.values()) for width in parent.spec.plane_widths]
 
 
-def scale_bytes(reader: ParentReader) -> int:
+def scale_bytes(parent: ParentSummary) -> int:
     """Bytes of all scales."""
-    return sum(_layer_scale_bytes(reader, name) for name in reader.layers)
+    return sum(_layer_scale_bytes(parent, name) for name in parent.layers)
 
 
-def profile_bytes(reader: ParentReader, profile: Profile) -> int:
+def profile_bytes(parent: ParentSummary, profile: Profile) -> int:
     """Bytes of codes and scales that ``profile`` reads."""
+    widths = parent.spec.plane_widths
     total = 0
-    for name, (n, k) in reader.layers.items():
-        planes = range(reader.num_planes(profile.widths[name]))
-        total += n * sum(reader.layout.packed_columns(plane, k) for plane in planes) + _layer_scale_bytes(reader, name)
+    for name, (n, k) in parent.layers.items():
+        planes = leading_planes(widths, bits_read(profile.widths[name], parent.spec.slice_rule))
+        total += n * sum(packed_columns(width, k) for width in widths[:planes]) + _layer_scale_bytes(parent, name)
     return total
 
 
-def _layer_scale_bytes(reader: ParentReader, name: str) -> int:
-    n, k = reader.layers[name]
-    return n * num_groups(k, reader.spec.group_size) * getattr(torch, reader.spec.scale_dtype).itemsize
+def _layer_scale_bytes(parent: ParentSummary, name: str) -> int:
+    n, k = parent.layers[name]
+    return n * num_groups(k, parent.spec.group_size) * SCALE_BYTES[parent.spec.scale_dtype]

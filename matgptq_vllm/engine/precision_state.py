@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from matgptq_vllm.core.precision import Catalogue
+from matgptq_vllm.core.precision import Catalogue, uniform_name
 from matgptq_vllm.engine.followers import Followers
 from matgptq_vllm.engine.step_buffers import StepBuffers
 
@@ -34,6 +34,8 @@ class PrecisionState:
         self.num_steps = 0
         self._num_tokens = np.zeros(len(catalogue.profiles), dtype=np.int64)
         self._followers = Followers()
+        # Profile index -> the one that is read for it: another one only while its planes are dropped.
+        self._read_as = list(range(len(catalogue.profiles)))
 
     def add_request(self, req_id: str, precision: object, group: str | None = None, num_prompt_tokens: int = 0) -> None:
         """Begin, or begin again after preemption, a request whose ``extra_args`` ask for ``precision`` (None: default).
@@ -42,7 +44,7 @@ class PrecisionState:
             group: whose level it follows once its prompt, of ``num_prompt_tokens``, is computed; None if it never changes.
         """
         profile = self._catalogue.index(precision)
-        self._profile_of[req_id] = profile
+        self._profile_of[req_id] = self._read_as[profile]
         if group is not None:
             self._followers.add(req_id, group, profile, num_prompt_tokens)
         self._forget_batch()
@@ -78,11 +80,30 @@ class PrecisionState:
             restarted: those of them that were preempted and are computed from the start.
         """
         for req_id in restarted:
-            self._profile_of[req_id] = self._followers.restart(req_id, self._profile_of[req_id])
+            self._profile_of[req_id] = self._read_as[self._followers.restart(req_id, self._profile_of[req_id])]
             self._forget_batch()
         for req_id, profile in self._followers.due(req_ids, num_computed):
-            self._profile_of[req_id] = profile
+            self._profile_of[req_id] = self._read_as[profile]
             self._forget_batch()
+
+    def limit(self, max_width: int, widths: Mapping[str, int]) -> None:
+        """From now on, read at most ``max_width``; to be called between steps.
+
+        Requests admitted at a wider profile must have ended. What is left are those that went up while they ran, and what
+        belongs to no request: wider profiles are read as the uniform one of ``max_width`` instead.
+
+        Args:
+            widths: profile -> widest width of any layer.
+        """
+        held = self._catalogue.within(max_width, widths)
+        self._read_as = [
+            self._catalogue.index(name if name in held.profiles else uniform_name(max_width))
+            for name in self._catalogue.profiles
+        ]
+        for req_id, profile in self._profile_of.items():
+            self._profile_of[req_id] = self._read_as[profile]
+        self._buffers.change_default(self._catalogue.index(held.default))
+        self._forget_batch()
 
     def common_profile(self, req_ids: list[str]) -> int | None:
         """Index of the profile that all of ``req_ids`` have; None if they differ or one was never added.
@@ -124,7 +145,7 @@ class PrecisionState:
 
     def write_uniform_step(self, profile: int) -> None:
         """Prepare a run whose rows all have ``profile``, whatever their requests ask for; not counted as a step."""
-        self._buffers.write(np.array([profile], dtype=np.int32), np.ones(1, dtype=np.int32))
+        self._buffers.write(np.array([self._read_as[profile]], dtype=np.int32), np.ones(1, dtype=np.int32))
         self._rows = None
 
     def prepare_capture(self, profile: int | None) -> None:

@@ -1,18 +1,24 @@
 """Replica: one parent as one engine serves it: which profiles, at most how wide, and the buffers that steer every layer."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from matgptq_vllm.core.checkpoint import ParentReader
-from matgptq_vllm.core.errors import InputError
+from matgptq_vllm.core.errors import InputError, UnsupportedError
 from matgptq_vllm.core.manifest import read_manifest
+from matgptq_vllm.core.precision import WIDTHS
 from matgptq_vllm.core.profile import PROFILES_FILE
 from matgptq_vllm.core.quality import read_perplexities
-from matgptq_vllm.core.replica import ReplicaOptions
+from matgptq_vllm.core.replica import ReplicaOptions, parse_bytes
+from matgptq_vllm.core.resident_bytes import ResidentBytes, resident_bytes
 from matgptq_vllm.core.storage import profile_bytes
+from matgptq_vllm.engine.cuda_memory import CudaMemory
+from matgptq_vllm.engine.elastic import ElasticPlanes
+from matgptq_vllm.engine.plane_memory import HostMemory, PlaneMemory
 from matgptq_vllm.engine.step_buffers import StepBuffers
 
 MAX_PROFILES = 256
@@ -26,15 +32,26 @@ class Replica:
     Args:
         directory: the parent.
         options: what the operator decided.
+        kernel_layout: whether layers are held in the kernel layout.
+        itemsize: bytes of a weight that is not quantized; None: as stored.
 
     Raises:
         FormatError: the folder is not a whole parent.
         InputError: the options ask for what the parent does not have.
     """
 
-    def __init__(self, directory: str | Path, options: ReplicaOptions):
+    def __init__(
+        self, directory: str | Path, options: ReplicaOptions, kernel_layout: bool = False, itemsize: int | None = None
+    ):
         self.reader = ParentReader(directory)
+        self.memory_reason: str | None = None
+        """Why a memory budget led to the max width; None without one."""
+        self._kernel_layout, self._itemsize = kernel_layout, itemsize
+        if options.memory_budget is not None:
+            limit, options = options.max_width, options.within_budget(self.resident)
+            self.memory_reason = self.resident.reason(parse_bytes(options.memory_budget or 0), options.max_width, limit)
         self.options = options
+        """With the max width that the memory budget led to."""
         self.profiles = self.reader.profiles(options.max_width)
         if len(self.profiles) > MAX_PROFILES:
             raise InputError(
@@ -44,6 +61,34 @@ class Replica:
         self.catalogue = options.catalogue(self.profiles)
         self.num_planes = self.reader.num_planes(options.max_width)
         self._step_buffers: StepBuffers | None = None
+        self.elastic: ElasticPlanes | None = None
+        """What can be dropped while the engine runs; None if nothing can."""
+
+    def make_elastic(self, device: torch.device) -> None:
+        """Hold planes such that they can be dropped; to be called before layers are made. UnsupportedError: not there."""
+        if device.type == "cpu":
+            memories: Callable[[int], PlaneMemory] = lambda _: HostMemory()  # noqa: E731
+        elif device.type == "cuda" and self._kernel_layout:
+            memories = lambda plane: CudaMemory(device, self.resident.planes[plane])  # noqa: E731
+        else:
+            # In plain torch every width is computed for all rows, so all planes are read in every step.
+            raise UnsupportedError(f"planes on {device} cannot be dropped without the kernels, which multiply 16-bit types")
+        self.elastic = ElasticPlanes(self.resident.plane_widths, self.reader.spec.slice_rule, self.options.max_width, memories)
+
+    def new_plane(self, plane: int, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Memory for a layer's part of ``plane`` as it stays in memory, on torch's default device."""
+        elastic = None if self.elastic is None else self.elastic.new_tensor(plane, shape, dtype)
+        return torch.empty(tuple(shape), dtype=dtype) if elastic is None else elastic
+
+    @cached_property
+    def resident(self) -> ResidentBytes:
+        """Bytes of weights at every max width."""
+        return resident_bytes(self.reader, self._kernel_layout, self._itemsize)
+
+    @property
+    def widths(self) -> list[int]:
+        """Widths that this replica can hold."""
+        return [width for width in WIDTHS if width <= self.options.max_width]
 
     def step_buffers(self, max_tokens: int, device: torch.device) -> StepBuffers:
         """The buffers that all layers share, for steps of up to ``max_tokens`` rows. Made by the first call."""

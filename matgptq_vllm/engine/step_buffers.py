@@ -36,6 +36,11 @@ class StepBuffers:
         self._only: int | None = default  # the profile of all rows
         self._num_sorted = 0  # rows at the head of row_order that may not be at their own place
 
+    def change_default(self, default: int) -> None:
+        """Make every row, now and after every ``reset``, that profile's."""
+        self._default = default
+        self.reset()
+
     def reset(self) -> None:
         """Make every row the default profile's: for runs without requests, whose rows are fewer than the last step's."""
         self.prepare_capture(None)

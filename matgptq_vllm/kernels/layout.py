@@ -21,22 +21,17 @@ code ^ 128 from 128 on and ~code below: a sign, which is 1 for negative levels, 
 A piece's word is at (lane, p) in planes 0, 3 and 4, and at (lane, p / 2) in planes 1 and 2.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from matgptq_vllm.core.planes import PlaneLayout
+from matgptq_vllm.core.shapes import KERNEL_PLANE_WIDTHS as PLANE_WIDTHS
+from matgptq_vllm.core.shapes import PAD_N, PIECE_K, PIECES, UNIT_K, UNIT_N, leading_planes, padded
+from matgptq_vllm.core.shapes import kernel_plane_shapes as plane_shapes
+from matgptq_vllm.core.shapes import kernel_scales_shape as scales_shape
 
-PLANE_WIDTHS = (2, 1, 1, 2, 2)
-"""Bits per plane of the kernel layout, whatever the checkpoint's."""
-
-UNIT_N = 16
-UNIT_K = 128
-PIECE_K = 32
-PIECES = UNIT_K // PIECE_K
-"""Outputs and columns of a unit, columns of a piece."""
-
-PAD_N = 64
+__all__ = ["PAD_N", "PIECES", "PIECE_K", "PLANE_WIDTHS", "UNIT_K", "UNIT_N", "padded", "plane_shapes", "scales_shape"]
 
 ROWS_AT_ONCE = 2048
 """Rows converted at a time: bounds the memory for temporaries."""
@@ -44,24 +39,7 @@ ROWS_AT_ONCE = 2048
 
 def num_planes(bits: int) -> int:
     """Smallest number of leading kernel planes that hold the top ``bits`` bits."""
-    return next(count for count in range(1, len(PLANE_WIDTHS) + 1) if sum(PLANE_WIDTHS[:count]) >= bits)
-
-
-def padded(size: int, multiple: int) -> int:
-    """``size`` rounded up to a multiple."""
-    return -(-size // multiple) * multiple
-
-
-def plane_shapes(n: int, k: int) -> list[tuple[int, ...]]:
-    """Shapes of all planes of a layer with ``n`` outputs and ``k`` inputs; they are int32."""
-    units = (padded(n, PAD_N) // UNIT_N, padded(k, UNIT_K) // UNIT_K)
-    return [(*units, 32, PIECES * width // 2) for width in PLANE_WIDTHS]
-
-
-def scales_shape(n: int, k: int, group_size: int) -> tuple[int, int, int, int]:
-    """Shape of a layer's scales."""
-    groups = 1 if group_size == -1 else padded(k, UNIT_K) // group_size
-    return padded(n, PAD_N) // UNIT_N, groups, UNIT_N // 2, 2
+    return leading_planes(PLANE_WIDTHS, bits)
 
 
 def to_kernel_layout(
@@ -83,12 +61,7 @@ def to_kernel_layout(
     # Of the last plane, some bits may not be given; they hold anything, as no width that is held reads them.
     count = num_planes(bits)
     result = [torch.zeros(shape, dtype=torch.int32, device=scales.device) for shape in plane_shapes(n, k)[:count]]
-    for start in range(0, n, ROWS_AT_ONCE):
-        rows = slice(start, min(start + ROWS_AT_ONCE, n))
-        fields = _fields(layout.join([plane[rows] for plane in planes], k))
-        units = slice(start // UNIT_N, start // UNIT_N + fields.shape[0])
-        for plane, target in enumerate(result):
-            target[units] = _words(fields, plane)
+    write_kernel_planes(dict(enumerate(planes)), layout, k, dict(enumerate(result)))
     kernel_scales = scales.new_zeros(
         scales_shape(n, k, group_size), dtype=torch.bfloat16 if scales.dtype == torch.bfloat16 else torch.float32
     )
@@ -97,6 +70,26 @@ def to_kernel_layout(
     by_output[:n, : scales.shape[1]] = scales
     kernel_scales.copy_(by_output.view(units_n, 2, UNIT_N // 2, groups).permute(0, 3, 2, 1))
     return result, kernel_scales
+
+
+def write_kernel_planes(
+    planes: Mapping[int, torch.Tensor], layout: PlaneLayout, k: int, targets: Mapping[int, torch.Tensor]
+) -> None:
+    """Write kernel planes of a layer.
+
+    Args:
+        planes: plane of the checkpoint layout -> uint8 [N, packed K]: those that hold the bits of ``targets``, and plane 0:
+            magnitudes depend on the sign.
+        targets: kernel plane -> int32 tensor of its shape (``plane_shapes``), on the device of ``planes``; units of padding
+            are left as they are.
+    """
+    n = next(iter(planes.values())).shape[0]
+    for start in range(0, n, ROWS_AT_ONCE):
+        rows = slice(start, min(start + ROWS_AT_ONCE, n))
+        fields = _fields(layout.join([plane[rows] for plane in planes.values()], k, list(planes)))
+        units = slice(start // UNIT_N, start // UNIT_N + fields.shape[0])
+        for plane, target in targets.items():
+            target[units] = _words(fields, plane)
 
 
 def _fields(codes: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 from matgptq_vllm.core.planes import PlaneLayout
 from matgptq_vllm.kernels.capability import check_capability
 from matgptq_vllm.kernels.layout import to_kernel_layout
+from matgptq_vllm.kernels.layout import write_kernel_planes as write_kernel_planes
 
 KERNEL_DTYPES = (torch.bfloat16, torch.float16)
 """Activations that the kernels multiply."""

@@ -1,5 +1,6 @@
 """MatGPTQConfig: what vLLM makes of a parent's ``quantization_config``, and which linear layers read slices."""
 
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,8 @@ class MatGPTQConfig(QuantizationConfig):
     def __init__(self, spec: ParentSpec):
         super().__init__()
         self.spec = spec
+        self.control_token = secrets.token_hex(16)
+        """Known to the processes of this engine, which all have this object (``core.width_limit``)."""
 
     def get_name(self) -> Any:  # vLLM's type lists its built-in methods
         return QUANT_METHOD

@@ -30,6 +30,10 @@ from matgptq_vllm.core.planes import K_ALIGNMENT
 from matgptq_vllm.core.slicing import check_rule, num_groups
 from matgptq_vllm.engine.replica import Replica
 from matgptq_vllm.kernels.resident import kernels_run, to_resident
+from matgptq_vllm.plugin.elastic_layer import ElasticLayer
+
+CACHED_BYTES = 1 << 30
+"""Memory that PyTorch may keep for itself while layers move from its memory to memory of their own."""
 
 if TYPE_CHECKING:
     from matgptq_vllm.kernels.compile_ahead import LayerKind
@@ -70,10 +74,13 @@ class MatGPTQLinearMethod(LinearMethodBase):
         self._check_shapes(layer, input_size, output_size)
         self._check_partition(input_size, k)
         self._n, self._k, self._dtype = n, k, params_dtype
-        weight_loader = extra_weight_attrs.pop("weight_loader")
+        self._weight_loader = weight_loader = extra_weight_attrs.pop("weight_loader")
 
         for plane in range(self._replica.num_planes):
-            data = torch.empty(n, reader.layout.packed_columns(plane, k), dtype=torch.uint8)
+            shape = (n, reader.layout.packed_columns(plane, k))
+            # Where the kernels run, this is given up after loading.
+            on_cpu = torch.get_default_device().type == "cpu"
+            data = self._replica.new_plane(plane, shape, torch.uint8) if on_cpu else torch.empty(shape, dtype=torch.uint8)
             parameter = ModelWeightParameter(data=data, input_dim=1, output_dim=0, weight_loader=weight_loader)
             layer.register_parameter(plane_name(plane), parameter)
             set_weight_attrs(parameter, extra_weight_attrs)
@@ -110,8 +117,15 @@ class MatGPTQLinearMethod(LinearMethodBase):
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Bring the layer into the kernel layout where the kernels run; UnsupportedError on a GPU that is too old."""
-        if not kernels_run(layer.scales.device, self._dtype):
-            return
+        if kernels_run(layer.scales.device, self._dtype):
+            self._to_kernel_layout(layer)
+        if self._replica.elastic is not None:
+            widths = layer.host_profile_widths
+            self._replica.elastic.add(
+                ElasticLayer(self._replica.reader, self._members, layer, self._weight_loader, widths, self._n, self._k)
+            )
+
+    def _to_kernel_layout(self, layer: Any) -> None:
         reader = self._replica.reader
         # Runs again when vLLM reloads the weights, which begins from what ``create_weights`` made.
         planes = [getattr(layer, plane_name(plane)).data for plane in range(self._replica.num_planes)]
@@ -119,10 +133,16 @@ class MatGPTQLinearMethod(LinearMethodBase):
         for plane in range(self._replica.num_planes):
             delattr(layer, plane_name(plane))
         self._num_planes = len(resident.planes)
-        for plane, data in enumerate(resident.planes):
+        for plane, converted in enumerate(resident.planes):
+            data = converted
+            if self._replica.elastic is not None:
+                with converted.device:
+                    data = self._replica.new_plane(plane, converted.shape, converted.dtype).copy_(converted)
             layer.register_parameter(plane_name(plane), torch.nn.Parameter(data, requires_grad=False))
         layer.register_parameter(SCALES, torch.nn.Parameter(resident.scales, requires_grad=False))
         layer.locks = resident.locks
+        if self._replica.elastic is not None:
+            _give_back_cached(layer.scales.device)
 
     def kernel_kind(self, layer: Any) -> "LayerKind | None":
         """What the kernels of the layer depend on; None where none run."""
@@ -183,3 +203,8 @@ class MatGPTQLinearMethod(LinearMethodBase):
                 f"{self._members[0]}: tensor parallelism gives a rank {k} of {input_size} inputs, which is not a whole number "
                 f"of {name} of {unit}; {instead}"
             )
+
+
+def _give_back_cached(device: torch.device) -> None:
+    if device.type == "cuda" and torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device) > CACHED_BYTES:
+        torch.cuda.empty_cache()

@@ -21,8 +21,8 @@ class Scheduler:
 class PrecisionScheduler(_PrecisionScheduling, Scheduler):
     def __init__(self) -> None:
         Scheduler.__init__(self)
-        self._catalogue = Catalogue(("2", "4", "8"), "8")
-        self._refused = {}
+        self._all_profiles = self._catalogue = Catalogue(("2", "4", "8"), "8")
+        self._refused, self._token = {}, None
 
 
 def request(extra_args: dict | None, salt: str | None) -> SimpleNamespace:

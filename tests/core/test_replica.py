@@ -8,7 +8,7 @@ import pytest
 from matgptq_vllm.core.errors import InputError
 from matgptq_vllm.core.precision import WIDTHS
 from matgptq_vllm.core.profile import Profile, all_profiles
-from matgptq_vllm.core.replica import ADDITIONAL_CONFIG_KEY, ReplicaOptions
+from matgptq_vllm.core.replica import ADDITIONAL_CONFIG_KEY, ReplicaOptions, parse_bytes
 
 LAYERS = ("a.o_proj", "a.down_proj")
 STORED = [Profile("mix-3.0", {"a.o_proj": 4, "a.down_proj": 2})]
@@ -84,3 +84,17 @@ def test_the_chosen_default_is_the_one_of_the_catalogue(default: Any) -> None:
 def test_a_default_that_the_replica_cannot_serve_is_refused(default: str) -> None:
     with pytest.raises(InputError, match=f"'{default}' .*2, 3"):
         ReplicaOptions(3, default).catalogue(all_profiles(LAYERS, STORED, 3))
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [(5, 5), ("5", 5), ("6GiB", 6 << 30), ("1.5 KiB", 1536), ("500MB", 500_000_000), ("2G", 2 * 10**9)]
+)
+def test_sizes_are_read(text: int | str, size: int) -> None:
+    assert parse_bytes(text) == size
+    assert ReplicaOptions(memory_budget=text).memory_budget == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "1e9", "6 gib", "0", 0, True, None, "0.1"])
+def test_what_is_no_size_is_refused(text: Any) -> None:
+    with pytest.raises(InputError, match="a size such as 6GiB"):
+        parse_bytes(text)

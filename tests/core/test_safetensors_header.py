@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 
 from matgptq_vllm.core.errors import FormatError
-from matgptq_vllm.core.safetensors_header import check_complete
+from matgptq_vllm.core.safetensors_header import read_header
 
 TENSORS = {"b": torch.zeros(3, dtype=torch.float32), "a": torch.zeros((2, 5), dtype=torch.uint8), "empty": torch.zeros(0)}
 
@@ -20,7 +20,7 @@ def whole(tmp_path: Path) -> Path:
 
 
 def test_a_whole_file_passes(whole: Path) -> None:
-    check_complete(whole.parent, whole.name)
+    read_header(whole.parent, whole.name)
 
 
 def test_every_shorter_file_is_refused(whole: Path) -> None:
@@ -33,15 +33,15 @@ def test_every_shorter_file_is_refused(whole: Path) -> None:
         cut = "tensor 'b'" if size < data_start + 12 else "tensor 'a'"
         expected = "inside its header" if size < data_start else cut
         with pytest.raises(FormatError, match=rf"x\.safetensors: .*{expected}"):
-            check_complete(whole.parent, whole.name)
+            read_header(whole.parent, whole.name)
 
 
 def test_a_header_larger_than_any_file_is_not_read(whole: Path) -> None:
     whole.write_bytes(b"\xff" * 8 + b"{}")
     with pytest.raises(FormatError, match="inside its header"):
-        check_complete(whole.parent, whole.name)
+        read_header(whole.parent, whole.name)
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"x\.safetensors: cannot be read"):
-        check_complete(tmp_path, "x.safetensors")
+        read_header(tmp_path, "x.safetensors")

@@ -7,6 +7,8 @@ import pytest
 
 from .replica_server import ReplicaServer
 
+ADMIN_KEY = "admin-key-of-the-tests"
+
 
 @pytest.fixture(scope="session")
 def servers(profiled_parent: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ReplicaServer]]:
@@ -41,5 +43,5 @@ def _started(
 ) -> ReplicaServer:
     if runner not in servers:
         log = tmp_path_factory.mktemp(f"server-{runner}") / "server.log"
-        servers[runner] = ReplicaServer(parent, log, runner=runner).__enter__()
+        servers[runner] = ReplicaServer(parent, log, runner=runner, environment={"MATGPTQ_ADMIN_KEY": ADMIN_KEY}).__enter__()
     return servers[runner]

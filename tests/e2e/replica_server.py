@@ -30,7 +30,7 @@ def engine_environment(runner: str) -> dict[str, str]:
     }
     if runner == "v2" and not torch.cuda.is_available():
         # Runner V2 needs a Triton; its kernels run in Triton's interpreter, by the backend installed beside the others.
-        environment |= {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(sys.prefix) / "triton-interpreter")}
+        environment |= {"TRITON_INTERPRET": "1", "PYTHONPATH": f"{ROOT}:{sys.prefix}/triton-interpreter"}
     return environment
 
 

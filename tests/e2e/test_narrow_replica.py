@@ -57,6 +57,8 @@ def test_half_the_code_bytes_are_held(client, profiled_parent: Path) -> None:
     shown = client.get("/v1/precisions").json()
     num_weights = sum(n * k for n, k in ParentReader(profiled_parent).layers.values())
     assert shown["workers"][0]["code_bytes"] == num_weights // 2
+    held = sum(shown["workers"][0][kind] for kind in ("code_bytes", "scale_bytes", "other_bytes"))
+    assert held == shown["memory"]["weight_bytes"]["4"]  # computed from headers, held by the loaded model
     assert [profile["id"] for profile in shown["data"]] == ["2", "3", "4"]
     assert (shown["default"], shown["max_width"]) == ("3", 4)
 

@@ -5,7 +5,14 @@ import torch
 
 from matgptq_vllm.core.planes import PlaneLayout
 from matgptq_vllm.core.slicing import num_groups
-from matgptq_vllm.kernels.layout import PLANE_WIDTHS, num_planes, plane_shapes, scales_shape, to_kernel_layout
+from matgptq_vllm.kernels.layout import (
+    PLANE_WIDTHS,
+    num_planes,
+    plane_shapes,
+    scales_shape,
+    to_kernel_layout,
+    write_kernel_planes,
+)
 
 LAYOUT = PlaneLayout()
 
@@ -115,3 +122,16 @@ def test_scales_are_held_exactly(given: torch.dtype, held: torch.dtype) -> None:
     _, kernel_scales = to_kernel_layout(LAYOUT.split(codes), scales, LAYOUT, 96, 32)
     assert kernel_scales.dtype == held
     assert torch.equal(by_output(kernel_scales)[:5, :3], scales.to(held))
+
+
+@pytest.mark.parametrize("first", [1, 2, 3, 4])
+def test_lower_planes_are_written_again_from_their_own_bits_and_the_signs(first: int) -> None:
+    layout = PlaneLayout()
+    planes = layout.split(torch.randint(0, 256, (130, 520), dtype=torch.uint8, generator=torch.Generator().manual_seed(first)))
+    whole, _ = to_kernel_layout(planes, torch.ones(130, 5, dtype=torch.bfloat16), layout, 520, 128)
+    targets = {plane: torch.full_like(whole[plane], -1) for plane in range(first, 5)}
+    for target in targets.values():
+        target[-(-130 // 16) :] = 0  # units of padding alone are left as they are
+    write_kernel_planes({plane: planes[plane] for plane in (0, *range(first, 5))}, layout, 520, targets)
+    for plane, target in targets.items():
+        assert torch.equal(target, whole[plane])

@@ -1,6 +1,7 @@
 """``matgptq serve``: what it executes, what it refuses at once, what importing it brings."""
 
 import argparse
+import json
 import os
 import shlex
 import subprocess
@@ -41,6 +42,23 @@ def test_it_becomes_vllms_server(parent_folder, executed, own_first):
     assert '{"matgptq": {"max_width": 4, "default_precision": "mix-3.0"}}' in arguments
     assert {"matgptq", "matgptq_endpoints", "matgptq_stats"} <= set(environment["VLLM_PLUGINS"].split(","))
     assert environment["MATGPTQ_MAX_BODY_BYTES"] == "1000"
+
+
+def test_a_memory_budget_decides_which_profiles_are_offered(parent_folder, executed, monkeypatch):
+    index = {"weight_map": {"norm.weight": "model.safetensors"}}
+    (parent_folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    header = json.dumps({"norm.weight": {"dtype": "BF16", "shape": [64], "data_offsets": [0, 128]}}).encode()
+    (parent_folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(128))
+    # 24 x 128 weights, a scale of 2 bytes for every row, 128 bytes that are not quantized; on a CPU nothing is padded.
+    monkeypatch.setattr(cli, "engine_layout", lambda _: (False, None))
+    needed = 24 * 128 // 2 + 24 * 2 + 128
+    for budget, widths in ((needed, ["2", "3", "4", "mix-3.0"]), (needed - 1, ["2", "3"])):
+        run([str(parent_folder), "--memory-budget", str(budget)])
+        names = executed[-1][1][executed[-1][1].index("--served-model-name") + 2 :]
+        assert [name.rpartition("@")[2] for name in names[: len(widths)]] == widths
+        assert f'{{"matgptq": {{"memory_budget": {budget}}}}}' in names
+    with pytest.raises(InputError, match="memory budget 100 bytes is too small"):
+        run([str(parent_folder), "--memory-budget", "100"])
 
 
 def test_what_auto_aims_at_reaches_the_server(parent_folder, executed, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from matgptq_vllm.core.errors import InputError
 from matgptq_vllm.core.replica import ReplicaOptions
+from serve import command
 from serve.command import SCHEDULER_CLASS, WORKER_CLASS, vllm_arguments
 
 PROFILES = ["2", "4", "mix-3.0"]
@@ -138,3 +139,25 @@ def test_contradictions_about_drafting_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=said):
         vllm_arguments("dir", given, ReplicaOptions(draft_width=draft_width), PROFILES, draft_tokens)
+
+
+@pytest.mark.parametrize(
+    ("installed", "arguments", "layout"),
+    [
+        ("0.32.0+cpu", [], (False, None)),
+        ("0.32.0+cpu", ["--dtype", "float32"], (False, 4)),
+        ("0.26.0", [], (True, None)),
+        ("0.26.0", ["--dtype=half"], (True, 2)),
+        ("0.26.0", ["--dtype", "float"], (False, 4)),
+        (None, ["--port", "80"], (True, None)),
+    ],
+)
+def test_how_weights_are_held_follows_from_the_platform_and_the_type(monkeypatch, installed, arguments, layout):
+    def version(name: str) -> str:
+        assert name == "vllm"
+        if installed is None:
+            raise command.PackageNotFoundError
+        return installed
+
+    monkeypatch.setattr(command, "version", version)
+    assert command.engine_layout(arguments) == layout

@@ -84,7 +84,14 @@ def test_precisions_are_listed_with_live_numbers(report):
     assert document["latency_model"] == {"source": "none", "observations": 0, "mean_error": None}
     assert (document["slo"], document["decisions"]) == ({"tpot_ms": None, "ttft_ms": None, "auto_floor": None}, [])
     assert document["workers"] == [
-        {"runner": "v1", "code_bytes": 7000000, "scale_bytes": 109375, "steps": 99, "tokens": {"4": 17}}
+        {
+            "runner": "v1",
+            "code_bytes": 7000000,
+            "scale_bytes": 109375,
+            "other_bytes": 1000000,
+            "steps": 99,
+            "tokens": {"4": 17},
+        }
     ]
     labels = {"default_precision": "8", "max_width": "8", "slice_rule": "nested"}
     assert registry.get_sample_value("matgptq_replica_info", labels) == 1

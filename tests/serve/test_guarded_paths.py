@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from serve.api_keys import digest_of
-from serve.middleware import GENERATION_PATHS, GUARDED_PREFIXES, SLO_PATH, UNMETERED_PATHS, admin_keys, api_key
+from serve.middleware import GENERATION_PATHS, GUARDED_PREFIXES, PRECISIONS_PATH, SLO_PATH, UNMETERED_PATHS, admin_keys, api_key
 from serve.tenant_reload import TenantReload
 
 KEY = "sk-0123456789abcdef"
@@ -21,7 +21,9 @@ def guarded(make_harness, tmp_path: Path):
     return make_harness(tenants=TenantReload(file, interval_s=None))
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/precisions", "/v2/embed", "/inference/v1/abort_requests", "/cohere/v2/x"])
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/v1/precisions/x", "/v2/embed", "/inference/v1/abort_requests", "/cohere/v2/x"]
+)
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 def test_what_vllm_guards_with_its_api_key_needs_a_tenants_key(guarded, path, method):
     assert path.startswith(GUARDED_PREFIXES)
@@ -70,8 +72,10 @@ def test_websockets_are_closed_where_a_key_is_needed(guarded, harness, path, clo
     assert connect(harness) == [{"type": "websocket.accept"}]
 
 
-def test_the_admin_path_is_left_to_the_endpoint_whose_key_is_no_tenants(guarded):
-    assert guarded.call(path=SLO_PATH, method="PUT").status == 200
+@pytest.mark.parametrize(("method", "path"), [("PUT", SLO_PATH), ("POST", PRECISIONS_PATH)])
+def test_an_admin_request_is_left_to_the_endpoint_whose_key_is_no_tenants(guarded, method, path):
+    assert guarded.call(path=path, method=method).status == 200
+    assert guarded.call(path=path, method="GET").status == 401
 
 
 @pytest.mark.parametrize(
