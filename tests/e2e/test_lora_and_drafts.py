@@ -24,9 +24,11 @@ from vllm.lora.request import LoRARequest
 
 # On a CPU, vLLM 0.32 gives a request without an adapter the one in the last slot, if any request beside it has one; of three
 # slots, the last stays empty.
+# On runner V2 a kernel of vLLM's looks n-grams up, which Triton's interpreter cannot run.
+drafts = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3} if sys.argv[2] == "v1" else None
 llm = engine(sys.argv[1], max_model_len=256, enable_lora=True, max_loras=3, max_lora_rank=8, disable_log_stats=False,
-             speculative_config={"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}, **PRECISION)
-adapters = [None] + [LoRARequest(Path(folder).name, i + 1, folder) for i, folder in enumerate(sys.argv[2:])]
+             speculative_config=drafts, **PRECISION)
+adapters = [None] + [LoRARequest(Path(folder).name, i + 1, folder) for i, folder in enumerate(sys.argv[3:])]
 # What is said three times is easy to guess.
 asked = [(" ".join([prompt] * 3), width, adapter)
          for prompt in prompts(1, 8) for width in WIDTHS for adapter in adapters]
@@ -36,6 +38,7 @@ print(json.dumps({
     "answers": [{"adapter": adapter and adapter.lora_name, "width": width, "prompt": output.prompt_token_ids,
                  "tokens": output.outputs[0].token_ids, "logprobs": logprobs(output)}
                 for (_, width, adapter), output in zip(asked, outputs)],
+    "drafted": drafts is not None,
     "accepted": sum(metric.value for metric in llm.get_metrics() if metric.name == "vllm:spec_decode_num_accepted_tokens"),
 }))
 """
@@ -56,7 +59,7 @@ def adapters(example_model: Path, tmp_path_factory: pytest.TempPathFactory) -> l
 
 @pytest.fixture(scope="module", params=["v1", "v2"])
 def found(request: pytest.FixtureRequest, profiled_parent: Path, adapters: list[Path]) -> dict:
-    return answer_of(run_engine(COMMON + SCRIPT, profiled_parent, request.param, *map(str, adapters)))
+    return answer_of(run_engine(COMMON + SCRIPT, profiled_parent, request.param, request.param, *map(str, adapters)))
 
 
 def test_an_adapter_is_added_to_the_slice_that_the_request_asked_for(
@@ -80,7 +83,7 @@ def test_an_adapter_is_added_to_the_slice_that_the_request_asked_for(
 
 
 def test_drafts_were_accepted(found: dict) -> None:
-    assert found["accepted"] > 0
+    assert (found["accepted"] > 0) == found["drafted"]
 
 
 def test_adapters_and_widths_all_answer_differently(found: dict) -> None:
