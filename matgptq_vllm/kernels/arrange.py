@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from matgptq_vllm.kernels.gemm import widths_of
 from matgptq_vllm.kernels.layout import UNIT_K, padded
 
 _UNIT_K = tl.constexpr(UNIT_K)
@@ -84,10 +85,7 @@ def _widths_of(token_profiles, profile_widths, done_width, rows, m, WIDTHS: tl.c
     if len(WIDTHS) == 1:
         widths = tl.where(exists, WIDTHS[0], 0)
     else:
-        profiles = tl.load(token_profiles + rows, mask=exists, other=0)
-        widths = tl.where(exists, tl.load(profile_widths + profiles, mask=exists, other=0), 0)
-        if SOME_DONE:
-            widths = tl.where(widths == tl.load(done_width), 0, widths)
+        widths, _ = widths_of(token_profiles, profile_widths, done_width, rows, exists, SOME_DONE)
     return widths
 
 

@@ -21,9 +21,9 @@ from filelock import FileLock
 
 from matgptq_vllm.core.slicing import SliceRule
 from matgptq_vllm.kernels import dispatch, tuning
-from matgptq_vllm.kernels.gemm import num_locks
 from matgptq_vllm.kernels.lanes_ptx import bits_needed
-from matgptq_vllm.kernels.layout import num_planes, plane_shapes, scales_shape
+from matgptq_vllm.kernels.layout import num_planes
+from matgptq_vllm.kernels.resident import resident_zeros
 
 ROWS = (8, 16, 32, 64, 128, 256)
 """One number of rows for every configuration that products of up to 256 rows have."""
@@ -75,21 +75,18 @@ def calls(kinds: Iterable[LayerKind], device: torch.device) -> list[Call]:
 def call_once(call: Call, device: torch.device) -> None:
     """Call a product on zeros."""
     kind = call.kind
-    bits = bits_needed(kind.widths[-1], kind.rule)
-    planes = [
-        torch.zeros(shape, dtype=torch.int32, device=device) for shape in plane_shapes(kind.n, kind.k)[: num_planes(bits)]
-    ]
-    scales = torch.zeros(scales_shape(kind.n, kind.k, kind.group_size), dtype=getattr(torch, kind.scale_dtype), device=device)
+    count = num_planes(bits_needed(kind.widths[-1], kind.rule))
+    layer = resident_zeros(kind.n, kind.k, count, getattr(torch, kind.scale_dtype), kind.group_size, device)
     x = torch.zeros(call.rows, kind.k, dtype=getattr(torch, kind.dtype), device=device)
     profile = kind.widths.index(call.width)
     host_widths = torch.tensor(kind.widths, dtype=torch.int32)
     step_profiles = torch.zeros(len(kind.widths), dtype=torch.int32)
     step_profiles[profile] = call.rows
+    token_profiles = torch.full((call.rows,), profile, dtype=torch.int32, device=device)
+    row_order = torch.arange(call.rows, dtype=torch.int32, device=device)
     dispatch.sliced_linear(
-        x, planes, scales, kind.n, torch.full((call.rows,), profile, dtype=torch.int32, device=device), host_widths.to(device),
-        torch.arange(call.rows, dtype=torch.int32, device=device), step_profiles, host_widths,
-        torch.zeros(num_locks(kind.n), dtype=torch.int32, device=device), kind.widths, kind.group_size, kind.rule, None,
-        not call.captured,
+        x, layer.planes, layer.scales, kind.n, token_profiles, host_widths.to(device), row_order, step_profiles, host_widths,
+        layer.locks, kind.widths, kind.group_size, kind.rule, None, not call.captured,
     )  # fmt: skip
 
 

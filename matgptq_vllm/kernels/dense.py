@@ -75,9 +75,10 @@ def _expand_kernel(
 ):  # fmt: skip
     """Grid: (WARPS units each). Rows first_row .. first_row + num_rows - 1 of W, into out [num_rows, k]. The width is that of
     WIDTHS, or if they are several the one at ``width_ptr``."""
+    planes = (plane0, plane1, plane2, plane3, plane4)
     if len(WIDTHS) == 1:
         _expand(
-            plane0, plane1, plane2, plane3, plane4, scales, out_ptr, first_row, num_rows, k, units_k,
+            planes, scales, out_ptr, first_row, num_rows, k, units_k,
             WIDTHS[0], RULE, GROUP, EVEN_K, WARPS, CODE,
         )  # fmt: skip
     else:
@@ -85,32 +86,32 @@ def _expand_kernel(
         for index in tl.static_range(len(WIDTHS)):
             if width == WIDTHS[index]:
                 _expand(
-                    plane0, plane1, plane2, plane3, plane4, scales, out_ptr, first_row, num_rows, k, units_k,
+                    planes, scales, out_ptr, first_row, num_rows, k, units_k,
                     WIDTHS[index], RULE, GROUP, EVEN_K, WARPS, CODE,
                 )  # fmt: skip
 
 
 @triton.jit
 def _expand(
-    plane0, plane1, plane2, plane3, plane4, scales, out_ptr, first_row, num_rows, k, units_k,
+    planes, scales, out_ptr, first_row, num_rows, k, units_k,
     WIDTH: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr, EVEN_K: tl.constexpr, WARPS: tl.constexpr,
     CODE: tl.constexpr,
 ):  # fmt: skip
     if CODE is None:
         _expand_plain(
-            plane0, plane1, plane2, plane3, plane4, scales, out_ptr, first_row, num_rows, k, units_k,
+            planes, scales, out_ptr, first_row, num_rows, k, units_k,
             WIDTH, RULE, GROUP, WARPS,
         )  # fmt: skip
     else:
         _expand_units(
-            plane0, plane1, plane2, plane3, plane4, scales, out_ptr, first_row, num_rows, k, units_k,
+            planes, scales, out_ptr, first_row, num_rows, k, units_k,
             WIDTH, RULE, GROUP, EVEN_K, WARPS, CODE,
         )  # fmt: skip
 
 
 @triton.jit
 def _expand_units(
-    plane0, plane1, plane2, plane3, plane4, scales, out_ptr, first_row, num_rows, k, units_k,
+    planes, scales, out_ptr, first_row, num_rows, k, units_k,
     WIDTH: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr, EVEN_K: tl.constexpr, WARPS: tl.constexpr,
     CODE: tl.constexpr,
 ):  # fmt: skip
@@ -127,9 +128,7 @@ def _expand_units(
     mask = tile * _UNIT_N < num_rows
     first_tile = first_row // _UNIT_N
     source = first_tile * units_k + unit
-    words = load_unit(
-        plane0, plane1, plane2, plane3, plane4, source, lane, mask, mask, mask, mask, mask, bits_needed(WIDTH, RULE), CODE
-    )
+    words = load_unit(planes, source, lane, mask, mask, mask, mask, mask, bits_needed(WIDTH, RULE), CODE)
     # All scales come before the first store, across which the compiler would move no load.
     pairs_of_scales = ()
     for group in tl.static_range(GROUPS):
@@ -162,7 +161,7 @@ def _store_row(place, pairs, scale, wanted, LOWER: tl.constexpr, TERMS: tl.const
 
 @triton.jit
 def _expand_plain(
-    plane0, plane1, plane2, plane3, plane4, scales, out_ptr, first_row, num_rows, k, units_k,
+    planes, scales, out_ptr, first_row, num_rows, k, units_k,
     WIDTH: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr, WARPS: tl.constexpr,
 ):  # fmt: skip
     """As ``_expand_units``, in plain Triton, for its interpreter and for rows of any length."""
@@ -173,7 +172,7 @@ def _expand_plain(
         columns = unit % units_k * _UNIT_K + tl.arange(0, _UNIT_K)[None, :]
         # The last program may have units beyond the last row, which the planes may not have.
         outputs = first_row + tl.where(rows < num_rows, rows, 0)
-        level = plain_weights(plane0, plane1, plane2, plane3, plane4, outputs, columns, units_k, WIDTH, RULE)
+        level = plain_weights(planes, outputs, columns, units_k, WIDTH, RULE)
         scale = plain_scales(scales, outputs, 0 if GROUP == -1 else columns // SIZE, groups)
         weight = (level * scale).to(out_ptr.dtype.element_ty)
         tl.store(out_ptr + rows.to(tl.int64) * k + columns, weight, mask=(rows < num_rows) & (columns < k))

@@ -58,9 +58,17 @@ def sliced_linear(
             x, planes, scales, n, token_profiles, profile_widths, widths, group_size, rule, config, locks, order, bias, done
         )
 
+    def wide() -> torch.Tensor:
+        # Other GPUs' Triton may lack what it is written in.
+        from matgptq_vllm.kernels.wide import wide_gemm
+
+        config = wide_config(bucket(m), n, tuning.hardware_of(x.device).num_sms)
+        arranged = arrange(x, token_profiles, profile_widths, widths, config.block_m, config.pdl)
+        return wide_gemm(arranged, x.new_empty(m, n), planes, scales, widths, group_size, rule, config, locks, bias)
+
     if m < tuning.dense_from(n, k, x.device):
         if m >= WIDE_FROM and wide_runs(x.device):
-            return _wide(x, planes, scales, n, token_profiles, profile_widths, locks, widths, group_size, rule, bias)
+            return wide()
         return fused()
     if len(widths) == 1:
         return dense.dense_linear(x, planes, scales, n, k, [(widths[0], None)], group_size, rule, bias)
@@ -74,24 +82,3 @@ def sliced_linear(
     width = dense.WidthOnDevice(widest, tuple(widths))
     y = dense.dense_linear(x, planes, scales, n, k, [(width, None)], group_size, rule, bias)
     return fused((widest, y))
-
-
-def _wide(
-    x: torch.Tensor,
-    planes: Sequence[torch.Tensor],
-    scales: torch.Tensor,
-    n: int,
-    token_profiles: torch.Tensor,
-    profile_widths: torch.Tensor,
-    locks: torch.Tensor,
-    widths: Sequence[int],
-    group_size: int,
-    rule: SliceRule,
-    bias: torch.Tensor | None,
-) -> torch.Tensor:
-    # Other GPUs' Triton may lack what it is written in.
-    from matgptq_vllm.kernels import wide
-
-    config = wide_config(bucket(x.shape[0]), n, tuning.hardware_of(x.device).num_sms)
-    arranged = arrange(x, token_profiles, profile_widths, widths, config.block_m, config.pdl)
-    return wide.wide_gemm(arranged, x.new_empty(x.shape[0], n), planes, scales, widths, group_size, rule, config, locks, bias)

@@ -44,7 +44,7 @@ _UNIT_K = tl.constexpr(UNIT_K)
 
 @triton.jit
 def _program_sums(
-    x_ptr, plane0, plane1, plane2, plane3, plane4, scales, sum_widths, has, lane_rows, first_tile, units_k, k, stride_x,
+    x_ptr, planes, scales, sum_widths, has, lane_rows, first_tile, units_k, k, stride_x,
     WIDTHS: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr, EVEN_K: tl.constexpr, SPLIT: tl.constexpr,
     TILES_M: tl.constexpr, TILES_N: tl.constexpr, WARPS: tl.constexpr, DEPTH: tl.constexpr, PDL: tl.constexpr,
     CODE: tl.constexpr,
@@ -61,11 +61,7 @@ def _program_sums(
     for slot in tl.static_range(DEPTH):
         slots = slots + (
             _load_tiles(
-                plane0,
-                plane1,
-                plane2,
-                plane3,
-                plane4,
+                planes,
                 scales,
                 first_tile,
                 unit + slot * WARPS,
@@ -110,11 +106,7 @@ def _program_sums(
                     slots,
                     slot,
                     _load_tiles(
-                        plane0,
-                        plane1,
-                        plane2,
-                        plane3,
-                        plane4,
+                        planes,
                         scales,
                         first_tile,
                         unit + (DEPTH + slot) * WARPS,
@@ -178,7 +170,7 @@ def _share(units_k, SPLIT: tl.constexpr):
 
 @triton.jit
 def _load_tiles(
-    plane0, plane1, plane2, plane3, plane4, scales, first_tile, unit, last, lane, units_k, has,
+    planes, scales, first_tile, unit, last, lane, units_k, has,
     WIDTHS: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr, BITS: tl.constexpr, TILES_N: tl.constexpr,
     CODE: tl.constexpr,
 ):  # fmt: skip
@@ -186,11 +178,7 @@ def _load_tiles(
     for index in tl.static_range(TILES_N):
         tiles = tiles + (
             _load_tile(
-                plane0,
-                plane1,
-                plane2,
-                plane3,
-                plane4,
+                planes,
                 scales,
                 first_tile + index,
                 unit,
@@ -210,7 +198,7 @@ def _load_tiles(
 
 @triton.jit
 def _load_tile(
-    plane0, plane1, plane2, plane3, plane4, scales, tile, unit, mask, lane, units_k, has,
+    planes, scales, tile, unit, mask, lane, units_k, has,
     WIDTHS: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr,
 ):  # fmt: skip
     """Words and scales of a unit: (words, scales of outputs g and g + 8 per group). Scales of no unit are 0."""
@@ -218,9 +206,7 @@ def _load_tile(
     mask4 = _needed(mask, has, WIDTHS, RULE, 4)
     mask6 = _needed(mask, has, WIDTHS, RULE, 6)
     mask8 = _needed(mask, has, WIDTHS, RULE, 8)
-    words = load_unit(
-        plane0, plane1, plane2, plane3, plane4, tile * units_k + unit, lane, mask, mask3, mask4, mask6, mask8, BITS, CODE
-    )
+    words = load_unit(planes, tile * units_k + unit, lane, mask, mask3, mask4, mask6, mask8, BITS, CODE)
     pairs = ()
     if GROUP == -1:
         one = mask.to(tl.float32)
@@ -351,7 +337,7 @@ def _side_by_side(tiles, TILES: tl.constexpr, WARPS: tl.constexpr, N: tl.constex
 
 @triton.jit
 def _plain_sums(
-    x_ptr, plane0, plane1, plane2, plane3, plane4, scales, row_widths, rows, row_mask, first_tile, first, last, units_k, k,
+    x_ptr, planes, scales, row_widths, rows, row_mask, first_tile, first, last, units_k, k,
     stride_x, WIDTHS: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """What ``_program_sums`` adds up to, [BLOCK_N, BLOCK_M], in plain Triton for its interpreter."""
@@ -366,9 +352,7 @@ def _plain_sums(
             if len(WIDTHS) > 1:
                 mask = mask & (row_widths == WIDTHS[index])[None, :]
             x = tl.load(x_ptr + rows[None, :] * stride_x + columns[:, None], mask=mask, other=0.0).to(tl.float32)
-            weight = plain_weights(
-                plane0, plane1, plane2, plane3, plane4, outputs[:, None], columns[None, :], units_k, WIDTHS[index], RULE
-            )
+            weight = plain_weights(planes, outputs[:, None], columns[None, :], units_k, WIDTHS[index], RULE)
             part += tl.dot(weight / factor(RULE), x, input_precision="ieee")
         if GROUP != -1:
             groups = units_k * (_UNIT_K // SIZE)
@@ -387,6 +371,7 @@ def _gemm_kernel(
     WARPS: tl.constexpr, DEPTH: tl.constexpr, PDL: tl.constexpr, CODE: tl.constexpr,
 ):  # fmt: skip
     """Grid: (row tiles, tiles of outputs, SPLIT), row tiles fastest, so that those that read the same planes run together."""
+    planes = (plane0, plane1, plane2, plane3, plane4)
     BLOCK_M: tl.constexpr = 8 * TILES_M
     BLOCK_N: tl.constexpr = 16 * TILES_N
     row_tile = tl.program_id(0)
@@ -400,13 +385,13 @@ def _gemm_kernel(
     row_widths = rows
     has = ()
     if len(WIDTHS) > 1:
-        row_widths, row_mask = _widths_of(token_profiles, profile_widths, done_width, rows, row_mask, SOME_DONE)
+        row_widths, row_mask = widths_of(token_profiles, profile_widths, done_width, rows, row_mask, SOME_DONE)
         for index in tl.static_range(len(WIDTHS)):
             has = has + (tl.max((row_widths == WIDTHS[index]).to(tl.int32), 0) > 0,)
     if CODE is None:
         first, last = _share(units_k, SPLIT)
         total = _plain_sums(
-            x_ptr, plane0, plane1, plane2, plane3, plane4, scales, row_widths, rows, row_mask, tl.program_id(1) * TILES_N,
+            x_ptr, planes, scales, row_widths, rows, row_mask, tl.program_id(1) * TILES_N,
             first, last, units_k, k, stride_x, WIDTHS, RULE, GROUP, BLOCK_M, BLOCK_N,
         )  # fmt: skip
     else:
@@ -423,14 +408,14 @@ def _gemm_kernel(
                 for odd in tl.static_range(2):
                     sum_row = row_tile * BLOCK_M + 8 * tile + lane % 4 * 2 + odd
                     sum_row, sum_mask = _ordered(row_order, sum_row, sum_row < m, m, ORDERED)
-                    width, _ = _widths_of(token_profiles, profile_widths, done_width, sum_row, sum_mask, SOME_DONE)
+                    width, _ = widths_of(token_profiles, profile_widths, done_width, sum_row, sum_mask, SOME_DONE)
                     widths = widths + (width,)
             sum_widths = sum_widths + (widths,)
         words = x_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
         first_tile = tl.program_id(1) * TILES_N
         if len(WIDTHS) == 1:
             sums = _program_sums(
-                words, plane0, plane1, plane2, plane3, plane4, scales, sum_widths, has, lane_rows, first_tile, units_k, k,
+                words, planes, scales, sum_widths, has, lane_rows, first_tile, units_k, k,
                 stride_x, WIDTHS, RULE, GROUP, EVEN_K, SPLIT, TILES_M, TILES_N, WARPS, DEPTH, PDL, CODE,
             )  # fmt: skip
         else:
@@ -438,7 +423,7 @@ def _gemm_kernel(
             only = _only_width(has, WIDTHS)
             if only == 0:
                 sums = _program_sums(
-                    words, plane0, plane1, plane2, plane3, plane4, scales, sum_widths, has, lane_rows, first_tile, units_k, k,
+                    words, planes, scales, sum_widths, has, lane_rows, first_tile, units_k, k,
                     stride_x, WIDTHS, RULE, GROUP, EVEN_K, SPLIT, TILES_M, TILES_N, WARPS, DEPTH, PDL, CODE,
                 )  # fmt: skip
             else:
@@ -446,7 +431,7 @@ def _gemm_kernel(
             for index in tl.static_range(len(WIDTHS)):
                 if only == WIDTHS[index]:
                     sums = _program_sums(
-                        words, plane0, plane1, plane2, plane3, plane4, scales, sum_widths, has, lane_rows, first_tile, units_k,
+                        words, planes, scales, sum_widths, has, lane_rows, first_tile, units_k,
                         k, stride_x, _alone(WIDTHS[index]), RULE, GROUP, EVEN_K, SPLIT, TILES_M, TILES_N, WARPS, DEPTH, PDL,
                         CODE,
                     )  # fmt: skip
@@ -499,7 +484,7 @@ def _ordered(row_order, rows, mask, m, ORDERED: tl.constexpr):
 
 
 @triton.jit
-def _widths_of(token_profiles, profile_widths, done_width, rows, mask, SOME_DONE: tl.constexpr):
+def widths_of(token_profiles, profile_widths, done_width, rows, mask, SOME_DONE: tl.constexpr):
     """Widths of rows, 0 for those that have none here, and which have one."""
     profiles = tl.load(token_profiles + rows, mask=mask, other=0)
     widths = tl.load(profile_widths + profiles, mask=mask, other=0)

@@ -125,7 +125,7 @@ def plain_scales(scales, outputs, group, groups):
 
 @triton.jit
 def load_unit(
-    plane0, plane1, plane2, plane3, plane4, unit, lane, mask, mask3, mask4, mask6, mask8,
+    planes, unit, lane, mask, mask3, mask4, mask6, mask8,
     BITS: tl.constexpr, CODE: tl.constexpr,
 ):  # fmt: skip
     """A lane's words of a unit of the planes that BITS bits need.
@@ -137,15 +137,15 @@ def load_unit(
     # What is not wanted is not skipped, which would keep old words alive in registers, but read from one place that is in
     # the cache.
     pair, single = unit * PAIR_WORDS + 4 * lane, unit * SINGLE_WORDS + 2 * lane
-    words = load_four(plane0, tl.where(mask, pair, 0), True, CODE)
+    words = load_four(planes[0], tl.where(mask, pair, 0), True, CODE)
     if BITS >= 3:
-        words = words + load_two(plane1, tl.where(mask3, single, 0), CODE)
+        words = words + load_two(planes[1], tl.where(mask3, single, 0), CODE)
     if BITS >= 4:
-        words = words + load_two(plane2, tl.where(mask4, single, 0), CODE)
+        words = words + load_two(planes[2], tl.where(mask4, single, 0), CODE)
     if BITS >= 6:
-        words = words + load_four(plane3, tl.where(mask6, pair, 0), True, CODE)
+        words = words + load_four(planes[3], tl.where(mask6, pair, 0), True, CODE)
     if BITS >= 8:
-        words = words + load_four(plane4, tl.where(mask8, pair, 0), True, CODE)
+        words = words + load_four(planes[4], tl.where(mask8, pair, 0), True, CODE)
     return words
 
 
@@ -193,7 +193,7 @@ def _multiply_once(pairs, x, sums, INDEX: tl.constexpr, FIRST: tl.constexpr, COD
 
 @triton.jit
 def plain_weights(
-    plane0, plane1, plane2, plane3, plane4, row, column, units_k,
+    planes, row, column, units_k,
     WIDTH: tl.constexpr, RULE: tl.constexpr,
 ):  # fmt: skip
     """Levels of the weights at (row, column), float32, from their bits; the table in kernels.layout, read backwards."""
@@ -207,17 +207,17 @@ def plain_weights(
     q = 2 * (piece % 2) + i
     pair = unit * PAIR_WORDS + lane * 4 + piece
     single = unit * SINGLE_WORDS + lane * 2 + piece // 2
-    word = tl.load(plane0 + pair)
+    word = tl.load(planes[0] + pair)
     negative = (word >> (4 * n + 3 - 2 * i)) & 1
     magnitude = ((word >> (4 * n + 2 - 2 * i)) & 1) << 6
     if BITS >= 3:
-        magnitude |= ((tl.load(plane1 + single) >> (4 * n + (q ^ 1))) & 1) << 5
+        magnitude |= ((tl.load(planes[1] + single) >> (4 * n + (q ^ 1))) & 1) << 5
     if BITS >= 4:
-        magnitude |= ((tl.load(plane2 + single) >> (4 * n + q)) & 1) << 4
+        magnitude |= ((tl.load(planes[2] + single) >> (4 * n + q)) & 1) << 4
     if BITS >= 6:
-        magnitude |= ((tl.load(plane3 + pair) >> (4 * n + 2 - 2 * i)) & 3) << 2
+        magnitude |= ((tl.load(planes[3] + pair) >> (4 * n + 2 - 2 * i)) & 3) << 2
     if BITS >= 8:
-        magnitude |= (tl.load(plane4 + pair) >> (4 * n + 2 * i)) & 3
+        magnitude |= (tl.load(planes[4] + pair) >> (4 * n + 2 * i)) & 3
     return _level(tl.where(negative == 1, 127 - magnitude, 128 + magnitude), 8 - WIDTH, RULE)
 
 

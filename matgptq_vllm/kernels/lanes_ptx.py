@@ -16,8 +16,9 @@ Weights of all widths of a rule are in the same unit, ``FACTOR`` levels, so that
 
 import hashlib
 import struct
+from collections.abc import Iterable
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -56,8 +57,11 @@ class Assembly(NamedTuple):
     constraints: str
 
 
-class LaneCode(str):
-    """The assembly for activations of one type, as a compile-time argument of Triton kernels.
+_Code = TypeVar("_Code", bound="PtxCode")
+
+
+class PtxCode(str):
+    """Assembly for activations of one type, as a compile-time argument of Triton kernels.
 
     It is text, the type's name and a digest of all assembly: Triton keeps compiled kernels under it, and programs that watch
     Triton compile, as vLLM does, write it down as JSON.
@@ -70,12 +74,36 @@ class LaneCode(str):
 
     dtype: str
 
-    def __new__(cls, dtype: str) -> "LaneCode":
+    def __new__(cls: type[_Code], dtype: str) -> _Code:
         if dtype not in _TORCH:
             raise ValueError(f"weights can be made in bf16 or f16, not in {dtype!r}")
-        code = super().__new__(cls, f"{dtype} {_digest(dtype)}")
+        code = super().__new__(cls, f"{dtype} {_digest(cls, dtype)}")
         code.dtype = dtype
         return code
+
+    @classmethod
+    def assemblies(cls, dtype: str) -> Iterable[Assembly]:
+        """All that a kernel may get by the methods of a code."""
+        raise NotImplementedError
+
+
+@cache
+def _digest(code: type[PtxCode], dtype: str) -> str:
+    return hashlib.sha256("".join(assembly.text for assembly in code.assemblies(dtype)).encode()).hexdigest()[:16]
+
+
+class LaneCode(PtxCode):
+    """The assembly of the product for few rows, and of expanding."""
+
+    __slots__ = ()
+
+    @classmethod
+    def assemblies(cls, dtype: str) -> Iterable[Assembly]:
+        """All that a kernel may get by the methods of a code."""
+        yield from (weights(width, half, rule, dtype) for width in WIDTHS for half in (0, 1) for rule in SLICE_RULES)
+        for flag in (False, True):
+            yield from (product(dtype, flag), load(flag, not flag))
+        yield load_two()
 
     def weights(self, width: int, half: int, rule: SliceRule) -> Assembly:
         """``weights`` for this type."""
@@ -92,14 +120,6 @@ class LaneCode(str):
     def load_two(self) -> Assembly:
         """``load_two``, which is the same for all types."""
         return load_two()
-
-
-@cache
-def _digest(dtype: str) -> str:
-    texts = [weights(width, half, rule, dtype).text for width in WIDTHS for half in (0, 1) for rule in SLICE_RULES]
-    texts += [text for flag in (False, True) for text in (product(dtype, flag).text, load(flag, not flag).text)]
-    texts.append(load_two().text)
-    return hashlib.sha256("".join(texts).encode()).hexdigest()[:16]
 
 
 def bits_needed(width: int, rule: str) -> int:

@@ -7,7 +7,7 @@ import torch
 
 from matgptq_vllm.core.planes import PlaneLayout
 from matgptq_vllm.kernels.capability import check_capability
-from matgptq_vllm.kernels.layout import to_kernel_layout
+from matgptq_vllm.kernels.layout import plane_shapes, scales_shape, to_kernel_layout
 from matgptq_vllm.kernels.layout import write_kernel_planes as write_kernel_planes
 
 KERNEL_DTYPES = (torch.bfloat16, torch.float16)
@@ -47,3 +47,12 @@ def to_resident(planes: Sequence[torch.Tensor], scales: torch.Tensor, layout: Pl
     n = planes[0].shape[0]
     kernel_planes, kernel_scales = to_kernel_layout(planes, scales, layout, k, group_size)
     return Resident(kernel_planes, kernel_scales, torch.zeros(num_locks(n), dtype=torch.int32, device=scales.device))
+
+
+def resident_zeros(n: int, k: int, count: int, scale_dtype: torch.dtype, group_size: int, device: torch.device) -> Resident:
+    """A layer of zeros with ``count`` planes, to compile kernels with."""
+    from matgptq_vllm.kernels.gemm import num_locks
+
+    planes = [torch.zeros(shape, dtype=torch.int32, device=device) for shape in plane_shapes(n, k)[:count]]
+    scales = torch.zeros(scales_shape(n, k, group_size), dtype=scale_dtype, device=device)
+    return Resident(planes, scales, torch.zeros(num_locks(n), dtype=torch.int32, device=device))

@@ -23,8 +23,8 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma, warpgroup_mma_wait
 
 from matgptq_vllm.core.slicing import SliceRule
-from matgptq_vllm.kernels import lanes_ptx
 from matgptq_vllm.kernels.arrange import Arranged
+from matgptq_vllm.kernels.lanes import bits_needed, factor
 from matgptq_vllm.kernels.layout import PLANE_WIDTHS, UNIT_N
 from matgptq_vllm.kernels.wide_config import WideConfig
 from matgptq_vllm.kernels.wide_ptx import WideCode
@@ -32,13 +32,6 @@ from matgptq_vllm.kernels.wide_ptx import WideCode
 # Triton 3.6 has other names than later releases.
 _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 _copy = async_copy.async_load if hasattr(async_copy, "async_load") else async_copy.async_copy_global_to_shared
-
-_bits_needed = triton.constexpr_function(lanes_ptx.bits_needed)
-
-
-@triton.constexpr_function
-def _factor(rule):
-    return lanes_ptx.FACTOR[rule]
 
 
 @triton.constexpr_function
@@ -211,7 +204,7 @@ def _unit_weights(
     LEFT: gl.constexpr,
 ):  # fmt: skip
     """Weights of a unit for each warp: [16 * WARPS, 128], the left operand of a product with x as it is arranged."""
-    BITS: gl.constexpr = _bits_needed(WIDTH, RULE)
+    BITS: gl.constexpr = bits_needed(WIDTH, RULE)
     one, other = _words_of_pairs(ring[0].index(slot), WARPS)
     first, second = (one,), (other,)
     if BITS >= 3:
@@ -241,7 +234,7 @@ def _tile_sums(
     STAGES: gl.constexpr, CODE: gl.constexpr,
 ):  # fmt: skip
     """Sums over units first to last of a tile, its weights read at WIDTH: float32 [16 * WARPS, BLOCK_M]."""
-    BITS: gl.constexpr = _bits_needed(WIDTH, RULE)
+    BITS: gl.constexpr = bits_needed(WIDTH, RULE)
     SUMS: gl.constexpr = _sums_layout(WARPS, BLOCK_M)
     LEFT: gl.constexpr = gl.DotOperandLayout(0, SUMS, 2)
     DTYPE: gl.constexpr = x_ptr.dtype.element_ty
@@ -291,7 +284,7 @@ def _wide_kernel(
     BLOCK_M: gl.constexpr, WARPS: gl.constexpr, STAGES: gl.constexpr, PDL: gl.constexpr, CODE: gl.constexpr,
 ):  # fmt: skip
     """Grid: (row tiles, tiles of outputs, SPLIT)."""
-    BITS: gl.constexpr = _bits_needed(_widest(WIDTHS), RULE)
+    BITS: gl.constexpr = bits_needed(_widest(WIDTHS), RULE)
     SUMS: gl.constexpr = _sums_layout(WARPS, BLOCK_M)
     DTYPE: gl.constexpr = x_ptr.dtype.element_ty
     row_tile, tile_n, split = gl.program_id(0), gl.program_id(1), gl.program_id(2)
@@ -341,7 +334,7 @@ def _wide_kernel(
 def _finish(
     sums, scales, bias, y_ptr, tile, row, outputs, output, n, RULE: gl.constexpr, GROUP: gl.constexpr, HAS_BIAS: gl.constexpr
 ):
-    sums *= _factor(RULE)
+    sums *= factor(RULE)
     exists = outputs < n
     if GROUP == -1:
         place = tile * 16 + output // 16 * 16 + output % 8 * 2 + output % 16 // 8

@@ -1,40 +1,27 @@
 """PTX for the wide product: the weights of two adjacent pieces at once, their terms added up, times their scales."""
 
-import hashlib
 import re
+from collections.abc import Iterable
 from functools import cache
 
 from matgptq_vllm.core.precision import WIDTHS
 from matgptq_vllm.core.slicing import SLICE_RULES, SliceRule
-from matgptq_vllm.kernels.lanes_ptx import PAIRS, Assembly, num_terms, weights
+from matgptq_vllm.kernels.lanes_ptx import PAIRS, Assembly, PtxCode, num_terms, weights
 
 
-class WideCode(str):
-    """The assembly for activations of one type, as a compile-time argument; text, as ``lanes_ptx.LaneCode`` is.
+class WideCode(PtxCode):
+    """The assembly of the wide product."""
 
-    Args:
-        dtype: "bf16" or "f16", the type's name in PTX.
-    """
+    __slots__ = ()
 
-    __slots__ = ("dtype",)
-
-    dtype: str
-
-    def __new__(cls, dtype: str) -> "WideCode":
-        code = super().__new__(cls, f"{dtype} {_digest(dtype)}")
-        code.dtype = dtype
-        return code
+    @classmethod
+    def assemblies(cls, dtype: str) -> Iterable[Assembly]:
+        """All that a kernel may get by the methods of a code."""
+        return (scaled_weights(width, rule, flag, dtype) for width in WIDTHS for rule in SLICE_RULES for flag in (False, True))
 
     def scaled_weights(self, width: int, rule: SliceRule, scaled: bool) -> Assembly:
         """``scaled_weights`` for this type."""
         return scaled_weights(width, rule, scaled, self.dtype)
-
-
-@cache
-def _digest(dtype: str) -> str:
-    scaled = (False, True)
-    texts = [scaled_weights(width, rule, flag, dtype).text for width in WIDTHS for rule in SLICE_RULES for flag in scaled]
-    return hashlib.sha256("".join(texts).encode()).hexdigest()[:16]
 
 
 @cache

@@ -11,7 +11,8 @@ import torch
 from matgptq_vllm.core.planes import PlaneLayout
 from matgptq_vllm.core.precision import WIDTHS
 from matgptq_vllm.core.slicing import SLICE_RULES, SliceRule, levels
-from matgptq_vllm.kernels.lanes_ptx import FACTOR, LaneCode, bits_needed, weights
+from matgptq_vllm.kernels import lanes_ptx
+from matgptq_vllm.kernels.lanes_ptx import FACTOR, LaneCode, PtxCode, bits_needed, weights
 from matgptq_vllm.kernels.layout import num_planes, to_kernel_layout
 from matgptq_vllm.kernels.wide_ptx import WideCode
 
@@ -50,7 +51,7 @@ def test_weights_are_the_levels_of_the_rule(width: int, rule: SliceRule, dtype: 
 
 @pytest.mark.parametrize("code", [LaneCode, WideCode])
 def test_the_text_of_a_code_tells_all_its_assembly_and_can_be_written_as_json(
-    code: type[LaneCode] | type[WideCode], monkeypatch: pytest.MonkeyPatch
+    code: type[PtxCode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = code("bf16")
     assert before != code("f16")
@@ -59,11 +60,11 @@ def test_the_text_of_a_code_tells_all_its_assembly_and_can_be_written_as_json(
     name = "weights" if code is LaneCode else "scaled_weights"
     original = getattr(sys.modules[module], name)
     monkeypatch.setattr(f"{module}.{name}", lambda *arguments: original(*arguments)._replace(text="nop;" + str(arguments)))
-    sys.modules[module]._digest.cache_clear()
+    lanes_ptx._digest.cache_clear()
     try:
         assert code("bf16") != before
     finally:
-        sys.modules[module]._digest.cache_clear()
+        lanes_ptx._digest.cache_clear()
 
 
 def test_other_types_are_refused() -> None:

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 
 from matgptq_vllm.kernels.config import Config
-from matgptq_vllm.kernels.gemm import num_locks, sliced_gemm
-from matgptq_vllm.kernels.layout import UNIT_K, plane_shapes, scales_shape
+from matgptq_vllm.kernels.gemm import sliced_gemm
+from matgptq_vllm.kernels.layout import PLANE_WIDTHS, UNIT_K
+from matgptq_vllm.kernels.resident import resident_zeros
 from matgptq_vllm.kernels.tuning import Problem
 
 ALIGNMENT = 16
@@ -80,14 +81,15 @@ def run_once(problem: Problem, config: Config, device: torch.device) -> bool:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     n, k = problem.n, problem.k
-    planes = [torch.zeros(shape, dtype=torch.int32, device=device) for shape in plane_shapes(n, k)]
-    scales = torch.zeros(scales_shape(n, k, problem.group_size), dtype=torch.bfloat16, device=device)
+    layer = resident_zeros(n, k, len(PLANE_WIDTHS), torch.bfloat16, problem.group_size, device)
     x = torch.zeros(problem.bucket, k, dtype=torch.bfloat16, device=device)
     rows = torch.zeros(problem.bucket, dtype=torch.int32, device=device)
     widths = torch.tensor(problem.widths, dtype=torch.int32, device=device)
-    locks = torch.zeros(num_locks(n), dtype=torch.int32, device=device)
     try:
-        y = sliced_gemm(x, planes, scales, n, rows, widths, problem.widths, problem.group_size, problem.rule, config, locks)
+        y = sliced_gemm(
+            x, layer.planes, layer.scales, n, rows, widths, problem.widths, problem.group_size, problem.rule, config,
+            layer.locks,
+        )  # fmt: skip
         return bool((y == 0).all())
     except Exception:
         # Whatever Triton or its assembler has against a configuration, it is one candidate less.
