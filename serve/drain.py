@@ -17,7 +17,7 @@ from serve.errors import RequestError
 RETRY_AFTER_S = 1
 """A refused request need not wait: another replica takes it now, and this one never will."""
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 def end_now() -> None:
@@ -55,7 +55,7 @@ class Drain:
         if self._waiting is not None:
             self._end()
             return
-        logger.warning("SIGTERM: %d answers under way are finished, for %g s at most", self._under_way, self._seconds)
+        _logger.warning("SIGTERM: %d answers under way are finished, for %g s at most", self._under_way, self._seconds)
         self._waiting = asyncio.ensure_future(self._wait())
 
     def check(self) -> None:
@@ -86,5 +86,5 @@ class Drain:
             await asyncio.wait({idle}, timeout=self._seconds)
             idle.cancel()
             if self._under_way:
-                logger.warning("%d answers are broken off: they took longer than %g s", self._under_way, self._seconds)
+                _logger.warning("%d answers are broken off: they took longer than %g s", self._under_way, self._seconds)
         self._end()

@@ -23,7 +23,7 @@ POLICIES = ("finish", "refuse")
 
 POLL_S = 0.02
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class Elastic:
         finally:
             self._change = None
         self._on_change(reports)
-        logger.info("max width is now %d", change.max_width)
+        _logger.info("max width is now %d", change.max_width)
 
     async def _narrow(self, change: WidthChange, held: int) -> Sequence[Report]:
         self._control.hold(change.max_width)

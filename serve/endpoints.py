@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 MAX_ADMIN_BYTES = 4096
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class PrecisionEndpoints:
@@ -152,7 +152,7 @@ class PrecisionEndpoints:
             # The engine passes a worker's failure on as a bare Exception.
             if getattr(args, "worker_cls", None) == WORKER_CLASS:
                 raise
-            logger.warning(
+            _logger.warning(
                 "This engine is no MatGPTQ replica (%s); requests with X-Precision are refused", type(error).__name__
             )
             await self._readiness.loaded(engine_client, None)

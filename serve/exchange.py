@@ -77,10 +77,7 @@ class Exchange:
             # Dropped at once: a long stream must not hold a long prompt.
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
-        message = await self._next_message()
-        if message["type"] == "http.disconnect":
-            self._disconnected = not self._refused.is_set()
-        return message
+        return await self._next_message()
 
     async def refuse(self, error: RequestError) -> None:
         """End the request with an error in place of the rest of the answer: the application sees a client that went away.
@@ -105,7 +102,7 @@ class Exchange:
 
     async def _next_message(self) -> Message:
         """What the client sends, or that it went away if the request is refused."""
-        received = asyncio.ensure_future(self._receive())
+        received = asyncio.ensure_future(self._client_message())
         refused = asyncio.ensure_future(self._refused.wait())
         try:
             await asyncio.wait({received, refused}, return_when=asyncio.FIRST_COMPLETED)
@@ -114,13 +111,22 @@ class Exchange:
             received.cancel()
             refused.cancel()
 
+    async def _client_message(self) -> Message:
+        message = await self._receive()
+        # Noted here, ahead of the way back to the application: it may send its whole answer before it hears of it.
+        self._disconnected = self._disconnected or message["type"] == "http.disconnect"
+        return message
+
     async def send(self, message: Message) -> None:
-        """Pass ``message`` on, with the response headers of the selection; nothing, once the request is refused.
+        """Pass ``message`` on, with the response headers of the selection; nothing, once the request is refused or the client
+        gone.
 
         The headers wait for the first piece of the answer: as long as a client, or a router, has seen nothing, the request
         may be sent to another replica.
         """
-        if self._refused.is_set():
+        if self._refused.is_set() or self._disconnected:
+            # The application gets its turn to hear of it.
+            await asyncio.sleep(0)
             return
         if message["type"] == "http.response.start":
             self._status = message["status"]

@@ -32,7 +32,7 @@ MAX_REVIEWS = 16
 Levels = Mapping[str, str | None]
 Send = Callable[[Levels], Awaitable[object]]
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -155,7 +155,7 @@ class Following:
             except Exception:
                 # Requests then stay at their profiles, and the next period tries again. Said once: it may recur.
                 if not failed:
-                    logger.exception("Running requests could not be given another precision; later failures are not logged")
+                    _logger.exception("Running requests could not be given another precision; later failures are not logged")
                 failed = True
                 await asyncio.sleep(PERIOD_S)
             else:

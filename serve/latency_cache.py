@@ -12,7 +12,7 @@ from pathlib import Path
 from matgptq_vllm.core.errors import InputError
 from serve.latency_model import LatencyModel
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 def cache_folder(setting: str | None) -> Path:
@@ -46,7 +46,7 @@ class LatencyCache:
         except FileNotFoundError:
             return False
         except (OSError, LookupError, TypeError, ValueError, InputError) as error:
-            logger.warning("%s cannot be read and is not used: %s", self.path, error)
+            _logger.warning("%s cannot be read and is not used: %s", self.path, error)
             return False
         return True
 
@@ -68,4 +68,4 @@ class LatencyCache:
                 json.dump({"key": self._key, "model": document}, file)
             os.replace(file.name, self.path)
         except OSError as error:
-            logger.warning("step times cannot be kept in %s: %s", self.path, error)
+            _logger.warning("step times cannot be kept in %s: %s", self.path, error)

@@ -12,7 +12,7 @@ from serve.trial_request import generate
 if TYPE_CHECKING:
     from vllm.engine.protocol import EngineClient
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 async def measure(engine_client: "EngineClient", control: Control, seconds: float) -> None:
@@ -23,11 +23,13 @@ async def measure(engine_client: "EngineClient", control: Control, seconds: floa
         whole = await Sweep(control.model.profiles, max_batch, seconds).run(partial(generate, engine_client), control.tracker)
     except Exception as error:
         # Whatever the engine has against these requests, it may serve others.
-        logger.warning("step times could not be measured (%s: %s); they are learned from requests", type(error).__name__, error)
+        _logger.warning(
+            "step times could not be measured (%s: %s); they are learned from requests", type(error).__name__, error
+        )
         return
     control.source = "sweep"
     control.store_model()
-    logger.info(
+    _logger.info(
         "measured step times in %.1f s%s: a token at %s takes about %s ms",
         time.monotonic() - started,
         "" if whole else " (not all batch sizes)",

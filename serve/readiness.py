@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 READY_PATH = "/ready"
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class Readiness:
@@ -28,7 +28,7 @@ class Readiness:
             tokens = await generate(engine_client, profile, prompt_tokens=1, tokens=1)
         except Exception as error:
             tokens = 0
-            logger.error("the first token could not be generated (%s: %s)", type(error).__name__, error)
+            _logger.error("the first token could not be generated (%s: %s)", type(error).__name__, error)
         if tokens == 0:
             self._problem = "the engine could not generate a first token; see the server's log"
             return

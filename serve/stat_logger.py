@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, SchedulerStats
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class PrecisionStatLogger(StatLoggerBase):
@@ -64,7 +64,7 @@ class PrecisionStatLogger(StatLoggerBase):
                 # Said once: what fails for one sequence may fail for every one.
                 if not self._failed:
                     self._failed = True
-                    logger.exception("A finished sequence could not be booked; later failures are not logged")
+                    _logger.exception("A finished sequence could not be booked; later failures are not logged")
 
     def log_engine_initialized(self) -> None:
         """Nothing to say: the replica describes itself in ``matgptq_replica_info``."""

@@ -19,7 +19,7 @@ from serve.chunk_detector import ChunkDetector
 MAX_STEP_S = 30.0
 """Longer is no step: the engine slept or was paused."""
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ class StepObserver:
                 # This runs in vLLM's output loop, where an exception would stop the engine. Said once: it may recur each step.
                 if key not in self._failed:
                     self._failed.add(key)
-                    logger.exception("A listener to engine steps failed; it is called again, later failures are not logged")
+                    _logger.exception("A listener to engine steps failed; it is called again, later failures are not logged")
 
 
 @cache

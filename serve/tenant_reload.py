@@ -17,7 +17,7 @@ from serve.tenants import Tenants
 INTERVAL_S = 1.0
 """Seconds between two looks at the file."""
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 _Signature = tuple[int, int, int, int, int]
 
@@ -100,7 +100,7 @@ class TenantReload:
                 return False
             before, self._tenants, self._error = self._tenants, tenants, None
         added, removed = set(tenants.names) - set(before.names), set(before.names) - set(tenants.names)
-        logger.info(
+        _logger.info(
             "%s: %d tenants with %d keys are in force; added: %s; removed: %s",
             self.path,
             len(tenants),
@@ -121,7 +121,7 @@ class TenantReload:
 
     def _refuse(self, message: str) -> None:
         if message != self._error:
-            logger.error("%s; the tenants that were read before stay in force", message)
+            _logger.error("%s; the tenants that were read before stay in force", message)
         self._error = message
 
     def _run(self, interval_s: float) -> None:
@@ -130,7 +130,7 @@ class TenantReload:
                 self.check()
             except Exception:
                 # A bug must not end reloading for good, and silently.
-                logger.exception("looking at the tenant file %s failed", self.path)
+                _logger.exception("looking at the tenant file %s failed", self.path)
 
 
 def _signature(path: str) -> _Signature:

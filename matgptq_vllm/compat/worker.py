@@ -1,9 +1,9 @@
 """MatGPTQWorker: vLLM's worker of this platform, with per-request precision. Use: ``--worker-cls`` this class's path."""
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from vllm.config import set_current_vllm_config
-from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
 from matgptq_vllm.compat.replica import replica_of
@@ -22,7 +22,7 @@ if TYPE_CHECKING or not current_platform.is_cpu():
 else:
     from vllm.v1.worker.cpu_worker import CPUWorker as _PlatformWorker
 
-logger = init_logger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class MatGPTQWorker(_PlatformWorker):
@@ -46,7 +46,7 @@ class MatGPTQWorker(_PlatformWorker):
         assert self.device is not None  # set by init_device
         replica = replica_of(self.vllm_config)
         if replica.memory_reason is not None:
-            logger.info("Memory budget: %s", replica.memory_reason)
+            _logger.info("Memory budget: %s", replica.memory_reason)
         self._not_elastic = self._make_elastic(replica)
         super().load_model(*args, **kwargs)
         # Of the two, the replica outlives the engine's layers.
@@ -63,7 +63,7 @@ class MatGPTQWorker(_PlatformWorker):
         self._plane_bytes, self._scale_bytes, self._other_bytes = _resident_bytes(self.model_runner.get_model())
         # Before vLLM measures how much memory is free: the processes that compile take some while they run.
         quantization: Any = self.vllm_config.quant_config
-        quantization.compile_kernels(self.model_runner.get_model(), self.device, logger.info)
+        quantization.compile_kernels(self.model_runner.get_model(), self.device, _logger.info)
 
     def reload_weights(self, *args: Any, weights_path: str | None = None, **kwargs: Any) -> None:
         """Read the weights again, as after sleep of level 2; UnsupportedError if they are to come from another parent."""
@@ -131,7 +131,7 @@ class MatGPTQWorker(_PlatformWorker):
         try:
             replica.make_elastic(self.device)
         except UnsupportedError as error:
-            logger.warning("The max width cannot be changed while this replica runs: %s", error)
+            _logger.warning("The max width cannot be changed while this replica runs: %s", error)
             return str(error)
         return None
 
