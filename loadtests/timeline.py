@@ -16,8 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 PERIOD_S = 0.5
+
+GENERATED = "matgptq_generation_tokens_total"
+"""Counter of the server: generated tokens by the precision they were computed at."""
 
 TOKEN_TIME = "vllm:inter_token_latency_seconds"
 """Histogram of vLLM whose sum and count tell the mean time per token between two moments."""
@@ -50,6 +54,7 @@ class Watch:
         self._client = client
         self._began = time.monotonic()
         self._token_time = self._tokens()
+        self._generated = self._generated_so_far()
         self.samples: list[Sample] = []
 
     def sample(self) -> None:
@@ -66,8 +71,20 @@ class Watch:
             except httpx.HTTPError as error:
                 print(f"timeline: a sample is missing ({type(error).__name__})", file=sys.stderr)
 
+    def generated(self) -> dict[str, float]:
+        """Tokens of sequences that have ended since the beginning, by precision."""
+        counts = {name: count - self._generated.get(name, 0) for name, count in self._generated_so_far().items()}
+        return {name: count for name, count in counts.items() if count > 0}
+
+    def latency_model(self) -> dict[str, Any]:
+        """What the server knows of its steps now."""
+        return self._client.get("/v1/precisions").raise_for_status().json()["latency_model"]
+
     def _tokens(self) -> tuple[float, float]:
         return token_time(self._client.get("/metrics").text)
+
+    def _generated_so_far(self) -> dict[str, float]:
+        return generated_tokens(self._client.get("/metrics").text)
 
 
 def token_time(metrics: str) -> tuple[float, float]:
@@ -78,6 +95,17 @@ def token_time(metrics: str) -> tuple[float, float]:
             if line.startswith(TOKEN_TIME + suffix):
                 found[suffix] += float(line.rpartition(" ")[2])
     return found["_sum"], found["_count"]
+
+
+def generated_tokens(metrics: str) -> dict[str, float]:
+    """Generated tokens by precision so far, from the text of ``/metrics``."""
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(metrics):
+        for one in family.samples:
+            if one.name == GENERATED:
+                name = one.labels["precision"]
+                found[name] = found.get(name, 0.0) + one.value
+    return found
 
 
 def sample(document: Mapping[str, Any], before: tuple[float, float], now: tuple[float, float], time_s: float) -> Sample:
@@ -143,7 +171,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             ended.set()
             watcher.join()
-    document = {"budget_ms": given.budget_ms, "samples": [asdict(found) for found in watch.samples]}
+        document = {
+            "budget_ms": given.budget_ms,
+            "generated": watch.generated(),
+            "latency_model": watch.latency_model(),
+            "samples": [asdict(found) for found in watch.samples],
+        }
     (given.out / "timeline.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     draw(watch.samples, given.budget_ms, given.out / "timeline.png")
     return status

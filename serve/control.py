@@ -202,6 +202,7 @@ class Control:
                 "source": self.source,
                 "observations": self.model.num_observations,
                 "mean_error": self.model.mean_error,
+                "coefficients": self.model.coefficients(),
             },
             "slo": self.slo_json(),
             "decisions": list(self.admission.decisions),

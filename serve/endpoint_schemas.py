@@ -60,11 +60,19 @@ _LOAD = _object(
         "kv_cache_usage": _nullable("number"),
     }
 )
+_COST = {"type": "number", "minimum": 0}
 _MODEL = _object(
     {
         "source": {"enum": ["none", "cache", "sweep", "online"]},
         "observations": {"type": "integer", "minimum": 0},
         "mean_error": _nullable("number"),
+        "coefficients": _object(
+            {
+                "base": _COST,
+                **{kind: {"type": "object", "additionalProperties": _COST} for kind in ("fixed", "decode", "prefill")},
+                "context": _COST,
+            }
+        ),
     }
 )
 _DECISION = _object(

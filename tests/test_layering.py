@@ -94,7 +94,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "loadtests.engine": (*PLAIN_CORE, "loadtests", "matplotlib"),
     "loadtests.engine.measure": (*PLAIN_CORE, "loadtests.engine", "torch", "vllm"),
     "loadtests.engine.worker": ("torch",),
-    "loadtests.timeline": ("loadtests", "httpx", "matplotlib"),
+    "loadtests.timeline": ("loadtests", "httpx", "matplotlib", "prometheus_client"),
     "loadtests.soak": ("loadtests", "torch", "vllm"),
     "loadtests": (f"{CORE}.errors", "loadtests", "httpx"),
     "loadtests.campaign": (f"{CORE}.errors", "loadtests", "tqdm"),

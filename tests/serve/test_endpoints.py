@@ -81,7 +81,9 @@ def test_precisions_are_listed_with_live_numbers(report):
         "step_ms": {"1": None, "8": None, "32": None},
     }
     assert document["load"] == {"running": {}, "waiting": 0, "context_tokens": 0, "kv_cache_usage": None}
+    coefficients = document["latency_model"].pop("coefficients")
     assert document["latency_model"] == {"source": "none", "observations": 0, "mean_error": None}
+    assert (coefficients["base"], coefficients["fixed"]["4"]) == (0.0, 0.0)
     assert (document["slo"], document["decisions"]) == ({"tpot_ms": None, "ttft_ms": None, "auto_floor": None}, [])
     assert document["workers"] == [
         {

@@ -1,0 +1,124 @@
+"""``python -m loadtests.simulation.recorded TIMELINE RECORDS``: what an oracle would have made of a real load test.
+
+The requests of a run, as they came and as long as they were, are served again by a simulated engine whose steps take what the
+server itself learned of its steps, with noise of the size of its errors. There the oracle finds its plan, and every fixed width
+is tried. So the oracle is as good as the server's latency model: the table shows how often width 8 meets the budget in the
+simulation too, for comparison with a real run at that width.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from loadtests.records import COMPLETED, Record, read_records
+from loadtests.simulation.compare import TARGET_SHARE, Outcome, outcome
+from loadtests.simulation.engine import WIDTHS, Hardware
+from loadtests.simulation.oracle import plan
+from loadtests.simulation.policies import PROFILES, Fixed, Plan, serve
+from loadtests.simulation.trace import Arrival
+from loadtests.tables import aligned
+from serve.controller import HOLD_S
+
+SEED = 0
+"""Of the noise."""
+
+
+@dataclass(frozen=True)
+class Fitted(Hardware):
+    """An engine whose steps take what a server's latency model says."""
+
+    prompts: tuple[float, ...] = ()
+    """Milliseconds per prompt token at each of WIDTHS."""
+
+    @classmethod
+    def of(cls, model: Mapping[str, Any], max_running: int, max_batched_tokens: int) -> "Fitted":
+        """The engine behind ``latency_model`` of ``GET /v1/precisions``."""
+        known = model["coefficients"]
+        read, token, prompts = (tuple(known[kind][name] for name in PROFILES) for kind in ("fixed", "decode", "prefill"))
+        # A normal deviation whose mean size is the model's mean error.
+        noise = model["mean_error"] * math.sqrt(math.pi / 2)
+        return cls(
+            "fitted", known["base"], read, token, 1.0, 0.0, known["context"], noise, 0.0,
+            max_running=max_running, max_batched_tokens=max_batched_tokens, prompts=prompts,
+        )  # fmt: skip
+
+    def step_ms(self, decode: list[int], prefill: list[int], context: int, at_s: float) -> float:
+        """Without noise; the formula of ``serve.latency_model``."""
+        total = self.base + self.context * context
+        for width, (sequences, prompts) in enumerate(zip(decode, prefill, strict=True)):
+            if sequences or prompts:
+                total += self.read[width] + self.token[width] * sequences + self.prompts[width] * prompts
+        return total
+
+
+def arrivals_of(records: Sequence[Record]) -> list[Arrival]:
+    """The requests of a run that were completed and have a time per token, in order of time."""
+    counted = sorted(
+        (record for record in records if record.outcome == COMPLETED and record.tpot_s is not None), key=lambda one: one.due_s
+    )
+    return [
+        Arrival(number, record.due_s, record.input_tokens, record.output_tokens, False) for number, record in enumerate(counted)
+    ]
+
+
+def measured(records: Sequence[Record], generated: Mapping[str, float], tpot_ms: float) -> tuple[float, float]:
+    """(share of requests within ``tpot_ms``, mean width over ``generated`` tokens per width) of a real run."""
+    times = [record.tpot_s for record in records if record.outcome == COMPLETED and record.tpot_s is not None]
+    tokens = sum(generated.values())
+    width = sum(int(name) * count for name, count in generated.items()) / tokens
+    return sum(time * 1e3 <= tpot_ms for time in times) / len(times), width
+
+
+def simulate(records: Sequence[Record], hardware: Fitted, tpot_ms: float) -> dict[str, Outcome]:
+    """The oracle, whose running requests follow it, and every fixed width."""
+    trace = arrivals_of(records)
+    found = {f"fixed {width}": outcome(serve(trace, hardware, Fixed(width), SEED), tpot_ms) for width in WIDTHS}
+    planned = plan(trace, hardware, tpot_ms, SEED, TARGET_SHARE, True, HOLD_S)
+    found["oracle"] = outcome(serve(trace, hardware, Plan(planned.starts_s, planned.widths), SEED, True), tpot_ms)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compare a recorded run with the oracle; prints a table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests.simulation.recorded",
+        description="What an oracle would have served in a load test, from what loadtests.timeline and matgptq loadtest wrote.",
+    )
+    parser.add_argument("timeline", type=Path, help="timeline.json, written with --budget-ms")
+    parser.add_argument("records", type=Path, help="records of one run, such as report/runs/01-auto.jsonl")
+    parser.add_argument("--max-num-seqs", type=int, default=256, help="of the server (default: %(default)s)")
+    parser.add_argument("--max-num-batched-tokens", type=int, default=2048, help="of the server (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="file for the numbers, as JSON")
+    given = parser.parse_args(arguments)
+    timeline = json.loads(given.timeline.read_text(encoding="utf-8"))
+    tpot_ms, model = timeline["budget_ms"], timeline["latency_model"]
+    if tpot_ms is None or model["mean_error"] is None or set(model["coefficients"]["fixed"]) < set(PROFILES):
+        parser.error(
+            f"{given.timeline} needs a budget (--budget-ms) and a latency model of the widths {', '.join(PROFILES)}; "
+            "run loadtests.timeline against a server that holds them"
+        )
+    records = read_records(given.records)
+    met, width = measured(records, timeline["generated"], tpot_ms)
+    found = simulate(records, Fitted.of(model, given.max_num_seqs, given.max_num_batched_tokens), tpot_ms)
+    rows = [["", "met", "mean width"], ["measured", f"{met:.1%}", f"{width:.2f}"]]
+    rows += [[f"simulated: {name}", f"{one.met:.1%}", f"{one.width_tokens:.2f}"] for name, one in found.items()]
+    share = width / found["oracle"].width_tokens
+    print(f"{aligned(rows)}\nmean width measured, of the oracle's: {share:.0%}")
+    if given.out is not None:
+        document = {
+            "tpot_ms": tpot_ms,
+            "measured": {"met": met, "width_tokens": width},
+            "simulated": {name: asdict(one) for name, one in found.items()},
+            "width_of_oracle": share,
+        }
+        given.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""loadtests.simulation.recorded: a real run's requests, served again by the engine that its server described."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from loadtests.records import CANCELLED, COMPLETED, Record, write_records
+from loadtests.simulation.recorded import Fitted, arrivals_of, main, measured, simulate
+
+# Steps of five sequences take 70 ms at 8 bits and 50 at 2.
+MODEL = {
+    "mean_error": 0.0,
+    "coefficients": {
+        "base": 10.0,
+        "fixed": {"2": 10.0, "3": 14.0, "4": 18.0, "6": 24.0, "8": 30.0},
+        "decode": dict.fromkeys(("2", "3", "4", "6", "8"), 6.0),
+        "prefill": dict.fromkeys(("2", "3", "4", "6", "8"), 0.1),
+        "context": 0.001,
+    },
+}
+HARDWARE = Fitted.of(MODEL, 64, 1024)
+
+
+def record(number: int, due_s: float, tpot_ms: float, outcome: str = COMPLETED) -> Record:
+    gaps = (tpot_ms / 1e3,) * 19
+    return Record(number, "auto", "8", outcome, 200, due_s, due_s, 0.1, gaps, due_s + sum(gaps), 20, 20)
+
+
+CALM = [record(number, 3.0 * number, 50.0) for number in range(12)]
+BURST = [record(100 + number, 36.0 + 0.25 * number, 70.0 if number % 2 else 60.0) for number in range(80)]
+
+
+def test_a_step_takes_what_the_formula_of_the_latency_model_says() -> None:
+    assert HARDWARE.step_ms([1, 0, 0, 0, 2], [0, 0, 0, 0, 30], 500, 7.0) == pytest.approx(10 + 10 + 6 + 30 + 12 + 3 + 0.5)
+
+
+def test_requests_that_did_not_end_are_left_out_and_the_others_in_order_of_time() -> None:
+    trace = arrivals_of([record(0, 2.0, 50.0), record(1, 1.0, 50.0, CANCELLED), record(2, 0.5, 50.0)])
+    assert [(one.number, one.at_s, one.prompt_tokens, one.output_tokens) for one in trace] == [
+        (0, 0.5, 20, 20),
+        (1, 2.0, 20, 20),
+    ]
+
+
+def test_what_was_measured_is_counted_per_request_and_per_token() -> None:
+    assert measured([*CALM[:2], *BURST[:2]], {"8": 300.0, "2": 100.0}, 65.0) == (0.75, 6.5)
+
+
+def test_the_oracle_is_wide_where_there_is_time_and_meets_the_budget_where_width_8_does_not() -> None:
+    found = simulate([*CALM, *BURST], HARDWARE, 65.0)
+    assert found["fixed 8"].met < 0.6
+    assert found["oracle"].met >= 0.95
+    assert 2 < found["oracle"].width_tokens < 8
+
+
+def test_the_command_prints_the_share_of_the_oracles_width(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    timeline, records, out = tmp_path / "timeline.json", tmp_path / "auto.jsonl", tmp_path / "oracle.json"
+    timeline.write_text(json.dumps({"budget_ms": 65.0, "generated": {"8": 300.0, "2": 100.0}, "latency_model": MODEL}))
+    write_records([*CALM, *BURST], records)
+    assert main([str(timeline), str(records), "--out", str(out)]) == 0
+    document = json.loads(out.read_text())
+    assert document["measured"]["width_tokens"] == 6.5
+    assert document["width_of_oracle"] == pytest.approx(6.5 / document["simulated"]["oracle"]["width_tokens"])
+    assert f"{document['width_of_oracle']:.0%}" in capsys.readouterr().out
+
+
+def test_a_timeline_without_a_budget_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    timeline = tmp_path / "timeline.json"
+    timeline.write_text(json.dumps({"budget_ms": None, "generated": {}, "latency_model": MODEL}))
+    with pytest.raises(SystemExit):
+        main([str(timeline), str(tmp_path / "auto.jsonl")])
+    assert "--budget-ms" in capsys.readouterr().err
