@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="What an oracle would have served in a load test, from what loadtests.timeline and matgptq loadtest wrote.",
     )
     parser.add_argument("timeline", type=Path, help="timeline.json, written with --budget-ms")
-    parser.add_argument("records", type=Path, help="records of one run, such as report/runs/01-auto.jsonl")
+    parser.add_argument("records", type=Path, help="records of one run, such as report/runs/000.jsonl")
     parser.add_argument("--max-num-seqs", type=int, default=256, help="of the server (default: %(default)s)")
     parser.add_argument("--max-num-batched-tokens", type=int, default=2048, help="of the server (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="file for the numbers, as JSON")
