@@ -6,8 +6,8 @@ test: export OMP_NUM_THREADS ?= 1
 demo: install  ## calibrate the example model, serve it at five widths at once, print a table
 	$(PYTHON) examples/demo.py
 
-test: install-dev  ## the test suite, on real vLLM
-	$(PYTHON) -m pytest
+test: install-dev  ## the test suite, on real vLLM, in two processes: most tests wait for a program of one thread
+	$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 lint: install-dev
 	.venv/bin/ruff check .

@@ -1,5 +1,5 @@
 """A real Prometheus scrapes a real server: every rule, every query of the dashboard and those of the autoscaler have data, and
-nginx in front passes what it should."""
+nginx in front passes what it should. A real OTLP receiver gets the server's spans."""
 
 import json
 import math
@@ -17,6 +17,7 @@ import yaml
 
 from serve.api_keys import digest_of, new_key
 
+from .otlp_receiver import OtlpReceiver, attributes, otlp_receiver
 from .replica_server import MODEL_NAME, ReplicaServer, free_port
 
 helm = pytest.importorskip("helm_python", reason="Helm's library is published for x86_64 only")
@@ -42,12 +43,19 @@ def prepared(query: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def server(parent_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReplicaServer]:
+def receiver() -> Iterator[OtlpReceiver]:
+    with otlp_receiver() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def server(parent_dir: Path, receiver: OtlpReceiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReplicaServer]:
     """A server with one tenant, whose ``auto`` requests have a budget."""
     folder = tmp_path_factory.mktemp("monitored")
     tenants = folder / "tenants.yaml"
     tenants.write_text(yaml.safe_dump({"tenants": {"acme": {"keys": [digest_of(KEY)]}}}))
     arguments = ["--tenants", str(tenants), "--default-precision", "auto", "--tpot-slo-ms", "200"]
+    arguments += ["--otlp-traces-endpoint", receiver.url]
     with ReplicaServer(parent_dir, folder / "server.log", arguments) as running:
         yield running
 
@@ -154,6 +162,25 @@ def test_the_autoscalers_queries_have_data(server: ReplicaServer, prometheus: st
     for query in queries:
         # In a cluster that has no such Pod: no queue, and no share of budgets missed rather than none at all.
         assert values(prometheus, query) == ([0.0] if "budget" in query else [])
+
+
+def test_a_receiver_gets_the_span_of_a_request_with_its_precision_around_vllms_own(
+    server: ReplicaServer, receiver: OtlpReceiver
+) -> None:
+    trace_id, client_span = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    body = {"model": MODEL_NAME, "prompt": "The sea", "max_tokens": 4}
+    headers = {"Authorization": f"Bearer {KEY}", "traceparent": f"00-{trace_id}-{client_span}-01", "X-Precision": "3"}
+    with server.client(headers) as client:
+        assert client.post("/v1/completions", json=body).status_code == 200
+    deadline = time.monotonic() + DEADLINE_S  # spans are sent in batches
+    while len(found := receiver.spans(trace_id)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    ours, theirs = found["POST /v1/completions"], found["llm_request"]
+    assert (ours.parent_span_id.hex(), theirs.parent_span_id) == (client_span, ours.span_id)
+    told = attributes(ours)
+    assert (told["matgptq.precision"], told["matgptq.precision.reason"], told["matgptq.tenant"]) == ("3", "header", "acme")
+    assert told["http.response.status_code"] == 200
+    assert ours.start_time_unix_nano < theirs.start_time_unix_nano < ours.end_time_unix_nano
 
 
 def test_nginx_passes_the_api_as_a_stream_and_nothing_else(server: ReplicaServer, tmp_path: Path) -> None:
