@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from loadtests.redraw import main as redraw
+from matgptq_vllm.cli import main
 
 from .replica_server import MODEL_NAME, ROOT, ReplicaServer, engine_environment
 
@@ -29,6 +31,25 @@ def load(server: ReplicaServer, out: Path, *arguments: str) -> "subprocess.Compl
     return subprocess.run(
         command(server, out, *arguments), capture_output=True, text=True, env=engine_environment("v1"), cwd=ROOT, timeout=300
     )
+
+
+class Printed(NamedTuple):
+    """What a load test in this process, which spares a start of Python, came to."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def load_here(capfd: pytest.CaptureFixture[str]) -> Callable[..., Printed]:
+    """As ``load``, in this process."""
+
+    def run(server: ReplicaServer, out: Path, *arguments: str) -> Printed:
+        status = main(command(server, out, *arguments)[3:])
+        return Printed(status, *capfd.readouterr())
+
+    return run
 
 
 def report_in(folder: Path) -> dict[str, Any]:
@@ -75,9 +96,9 @@ def test_every_precision_is_loaded_reported_and_compared(v1_server: ReplicaServe
 
 
 def test_a_soak_with_cancelled_and_malformed_requests_leaves_nothing_behind(
-    v1_server: ReplicaServer, profiled_parent: Path, tmp_path: Path
+    v1_server: ReplicaServer, profiled_parent: Path, tmp_path: Path, load_here: Callable[..., Printed]
 ) -> None:
-    done = load(v1_server, tmp_path, "--soak", "12s", "--precisions", "mix", "--rates", "4", "--output-len", "2-12",
+    done = load_here(v1_server, tmp_path, "--soak", "12s", "--precisions", "mix", "--rates", "4", "--output-len", "2-12",
                 "--cancel", "30%", "--malformed", "20%", "--tokenizer", str(profiled_parent),
                 "--max-itl-drift", "1000%", "--max-memory-growth", "20%")  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -91,7 +112,7 @@ def test_a_soak_with_cancelled_and_malformed_requests_leaves_nothing_behind(
 
 
 def test_interrupted_it_reports_what_there_is_and_a_later_test_is_held_against_it(
-    v1_server: ReplicaServer, tmp_path: Path
+    v1_server: ReplicaServer, tmp_path: Path, load_here: Callable[..., Printed]
 ) -> None:
     first = tmp_path / "first"
     process = subprocess.Popen(
@@ -115,8 +136,8 @@ def test_interrupted_it_reports_what_there_is_and_a_later_test_is_held_against_i
     assert (first / "latency.png").exists()
     baseline = str(first / "report.json")
     for allowed, status in (("100000%", 0), ("0%", 1)):
-        done = load(v1_server, tmp_path / "now", "--precisions", "3", "--rates", "2", "--seconds", "6", "--baseline", baseline,
-                    "--fail-if", allowed)  # fmt: skip
+        done = load_here(v1_server, tmp_path / "now", "--precisions", "3", "--rates", "2", "--seconds", "6", "--baseline",
+                         baseline, "--fail-if", allowed)  # fmt: skip
         assert done.returncode == status, done.stdout + done.stderr
         if status == 0:
             # Every latency of a baseline that was impossibly fast is worse now.
@@ -126,9 +147,9 @@ def test_interrupted_it_reports_what_there_is_and_a_later_test_is_held_against_i
             baseline = str(tmp_path / "fast.json")
             Path(baseline).write_text(json.dumps(fast))
     assert "itl.p50 was 1e-06" in done.stdout
-    done = load(v1_server, tmp_path / "now", "--precisions", "3,five")
+    done = load_here(v1_server, tmp_path / "now", "--precisions", "3,five")
     assert (done.returncode, "does not offer precision five; it offers 2, " in done.stderr) == (2, True)
-    done = load(v1_server, tmp_path / "now", "--tokenizer", str(tmp_path))
+    done = load_here(v1_server, tmp_path / "now", "--tokenizer", str(tmp_path))
     assert (done.returncode, f"no tokenizer in {tmp_path}" in done.stderr) == (2, True)
 
 
