@@ -7,7 +7,7 @@ demo: install  ## calibrate the example model, serve it at five widths at once, 
 	$(PYTHON) examples/demo.py
 
 test: install-dev  ## the test suite, on real vLLM, in two processes: most tests wait for a program of one thread
-	$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(PYTHON) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: install-dev
 	.venv/bin/ruff check .

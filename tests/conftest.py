@@ -19,15 +19,8 @@ from matgptq_vllm.core.profile import Profile
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a file run in one process, one after the other, and so do the files that share running servers; end-to-end
-    tests, the longest, come first."""
-    files = {item.path for item in items if "servers" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(
-            pytest.mark.xdist_group("servers" if item.path in files else item.path.parent.name + "/" + item.path.stem)
-        )
+    """End-to-end tests, which take longest, come first, so that no process is left with one when the others have ended."""
     items.sort(key=lambda item: "e2e" not in item.path.parts)
 
 
