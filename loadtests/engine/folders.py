@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtests.engine.shapes import Shape
-from matgptq_vllm.core.manifest import CONFIG_FILE, MANIFEST_FILE, Manifest
+from matgptq_vllm.core.manifest import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, Manifest
 from matgptq_vllm.core.parent import ParentSpec
 
 GROUP_SIZE = 128
@@ -13,9 +13,10 @@ GROUP_SIZE = 128
 
 
 def write_parent(shape: Shape, rule: str, folder: Path) -> None:
-    """A parent with a manifest that lists no tensor: it can be served with random weights, not read."""
+    """A parent whose manifest and index list no tensor: it can be served with random weights, not read."""
     spec = ParentSpec(slice_rule=rule, group_size=GROUP_SIZE)
     _write_config(shape, spec.to_dict(), folder)
+    (folder / INDEX_FILE).write_text(json.dumps({"weight_map": {}}), encoding="utf-8")
     (folder / MANIFEST_FILE).write_text(Manifest(spec, shape.linear_layers(), {}).to_json(), encoding="utf-8")
 
 

@@ -128,6 +128,8 @@ class MatGPTQWorker(_PlatformWorker):
         assert self.device is not None
         if getattr(self.model_config, "enable_sleep_mode", False):
             return "in sleep mode, all weights are in the memory of vLLM's allocator; start without --enable-sleep-mode"
+        if self.load_config.load_format == "dummy":
+            return "its weights are random (--load-format dummy); what is dropped could not be read again"
         try:
             replica.make_elastic(self.device)
         except UnsupportedError as error:

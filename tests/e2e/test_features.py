@@ -92,8 +92,8 @@ found["narrow beams"] = {"mixed": beams(WIDTHS, some[:5], 1),
 def preemptions():
     return sum(metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions")
 
-long, kept = prompts(70 if v1 else 32, 40), preemptions()
-found["pressure"] = mixed_and_single(llm, long, lambda i: {"priority": i % 3}, max_tokens=60 if v1 else 30)
+long, kept = prompts(70 if v1 else 50, 40), preemptions()
+found["pressure"] = mixed_and_single(llm, long, lambda i: {"priority": i % 3}, max_tokens=60 if v1 else 40)
 found["preemptions"] = preemptions() - kept
 
 engine_steps = llm.llm_engine
