@@ -1,9 +1,9 @@
 """``python -m loadtests.simulation.recorded TIMELINE RECORDS``: what an oracle would have made of a real load test.
 
 The requests of a run, as they came and as long as they were, are served again by a simulated engine whose steps take what the
-server itself learned of its steps, with noise of the size of its errors. There the oracle finds its plan, and every fixed width
-is tried. So the oracle is as good as the server's latency model: the table shows how often width 8 meets the budget in the
-simulation too, for comparison with a real run at that width.
+server itself learned of its steps, with noise of the size of its errors. There the oracle finds its plan, and the controller
+and every fixed width are tried. So the oracle is as good as the server's latency model: how often width 8 meets the budget in
+the simulation can be compared with a real run at that width.
 """
 
 import argparse
@@ -19,9 +19,10 @@ from loadtests.records import COMPLETED, Record, read_records
 from loadtests.simulation.compare import TARGET_SHARE, Outcome, outcome
 from loadtests.simulation.engine import WIDTHS, Hardware
 from loadtests.simulation.oracle import plan
-from loadtests.simulation.policies import PROFILES, Fixed, Plan, serve
+from loadtests.simulation.policies import PROFILES, Controlled, Fixed, Plan, serve
 from loadtests.simulation.trace import Arrival
 from loadtests.tables import aligned
+from serve.budget import Budget
 from serve.controller import HOLD_S
 
 SEED = 0
@@ -75,9 +76,11 @@ def measured(records: Sequence[Record], generated: Mapping[str, float], tpot_ms:
 
 
 def simulate(records: Sequence[Record], hardware: Fitted, tpot_ms: float) -> dict[str, Outcome]:
-    """The oracle, whose running requests follow it, and every fixed width."""
+    """Every fixed width, and the controller and the oracle, whom running requests follow."""
     trace = arrivals_of(records)
     found = {f"fixed {width}": outcome(serve(trace, hardware, Fixed(width), SEED), tpot_ms) for width in WIDTHS}
+    controlled = Controlled(hardware, Budget(tpot_ms), SEED, True)
+    found["controller"] = outcome(serve(trace, hardware, controlled, SEED, True), tpot_ms)
     planned = plan(trace, hardware, tpot_ms, SEED, TARGET_SHARE, True, HOLD_S)
     found["oracle"] = outcome(serve(trace, hardware, Plan(planned.starts_s, planned.widths), SEED, True), tpot_ms)
     return found

@@ -49,6 +49,7 @@ def test_what_was_measured_is_counted_per_request_and_per_token() -> None:
 
 def test_the_oracle_is_wide_where_there_is_time_and_meets_the_budget_where_width_8_does_not() -> None:
     found = simulate([*CALM, *BURST], HARDWARE, 65.0)
+    assert set(found) == {"fixed 2", "fixed 3", "fixed 4", "fixed 6", "fixed 8", "controller", "oracle"}
     assert found["fixed 8"].met < 0.6
     assert found["oracle"].met >= 0.95
     assert 2 < found["oracle"].width_tokens < 8
