@@ -25,7 +25,9 @@ class Readiness:
     async def loaded(self, engine_client: "EngineClient", profile: str | None) -> None:
         """Generate one token at ``profile`` (None: the engine knows none). A failure is logged; the replica stays unready."""
         try:
-            tokens = await generate(engine_client, profile, prompt_tokens=1, tokens=1)
+            # Two tokens: an engine that skips its own warm-up traces its graph by this step, and a graph that is traced by a
+            # single row is right for single rows alone.
+            tokens = await generate(engine_client, profile, prompt_tokens=2, tokens=1)
         except Exception as error:
             tokens = 0
             _logger.error("the first token could not be generated (%s: %s)", type(error).__name__, error)

@@ -1,16 +1,12 @@
 """Decode and prefill speed of this project's engine beside stock vLLM's: ``python -m loadtests.engine --out DIR``.
 
-Engines run one after the other, each in a process of its own, with random weights of one architecture. All widths are
-measured in one engine. Every engine's result stays in ``--out`` as soon as it is there; a later run of other variants with
+Engines are measured one after the other, each in a process of its own, with random weights of one architecture. All widths are
+measured in one engine. With ``--together`` all start at once, where the GPU has room for them, and wait for their turns. Every engine's result stays in ``--out`` as soon as it is there; a later run of other variants with
 the same ``--out`` adds to the report.
 """
 
 import argparse
-import contextlib
 import json
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtests import tables
-from loadtests.engine import plot, report
+from loadtests.engine import plot, processes, report
 from loadtests.engine.folders import write_parent, write_peer
 from loadtests.engine.measure import Plan
 from loadtests.engine.shapes import SHAPES, Shape
@@ -38,9 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     given.out.mkdir(parents=True, exist_ok=True)
     failed = 0
-    for variant, plan in plans.items():
-        _write_folder(SHAPES[given.shape], variant, given.rule, Path(plan.folder))
-        failed += not _measured(plan, given.out, given.timeout)
+    for group in [plans] if given.together else [{variant: plan} for variant, plan in plans.items()]:
+        for variant, plan in group.items():
+            _write_folder(SHAPES[given.shape], variant, given.rule, Path(plan.folder))
+        failed += processes.measure(list(group.values()), given.out, given.timeout)
     results = _results(given.out, plans[next(iter(plans))])
     if results:
         (given.out / "report.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -49,39 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(tables.aligned(report.cells(results)))
         print(tables.aligned(report.ratio_cells(results)))
     return int(failed > 0)
-
-
-def _measured(plan: Plan, out: Path, timeout_s: float) -> bool:
-    """Run one engine's process; False, with the end of its log, if it fails."""
-    source, target, log = (out / f"{plan.variant}.{ending}" for ending in ("plan.json", "json", "log"))
-    source.write_text(json.dumps(asdict(plan)), encoding="utf-8")
-    target.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "loadtests.engine.measure", str(source), str(target)]
-    print(f"{plan.variant}: measuring, log in {log}", file=sys.stderr, flush=True)
-    with log.open("wb") as output:
-        # A session of its own: vLLM starts processes that must end with it.
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=_environment(plan), start_new_session=True
-        )
-        try:
-            process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            print(f"{plan.variant}: not done after {timeout_s:.0f} s", file=sys.stderr)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    if target.exists():
-        return True
-    print(f"{plan.variant} failed:\n{log.read_text(errors='replace')[-3000:]}", file=sys.stderr)
-    return False
-
-
-def _environment(plan: Plan) -> dict[str, str]:
-    environment = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0", **os.environ}
-    if plan.variant in PEERS and PEERS[plan.variant].disabled:
-        environment["VLLM_DISABLED_KERNELS"] = ",".join(PEERS[plan.variant].disabled)
-    return environment
 
 
 def _results(out: Path, plan: Plan) -> list[dict[str, Any]]:
@@ -122,7 +86,7 @@ def _plan(variant: str, given: argparse.Namespace) -> Plan:
     return Plan(
         variant, str(given.out.absolute() / f"model-{variant}"), batches, widths, given.tokens, given.prompt_len,
         given.prefill_len, given.prefill_prompts, given.max_model_len, given.repeats, given.eager,
-        SHAPES[given.shape].vocabulary,
+        SHAPES[given.shape].vocabulary, given.kv_cache_gib if given.together else None,
     )  # fmt: skip
 
 
@@ -158,7 +122,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-model-len", type=int, default=4096, help="of all engines (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=2, help="runs of which the median counts (default: %(default)s)")
     parser.add_argument("--eager", action="store_true", help="neither compile nor capture CUDA graphs")
-    parser.add_argument("--timeout", type=float, default=400, help="seconds for an engine (default: %(default)s)")
+    parser.add_argument("--together", action="store_true", help="start all engines at once, measure one after the other")
+    parser.add_argument(
+        "--kv-cache-gib", type=float, default=8.0, help="KV cache of each engine with --together (default: %(default)s)"
+    )
+    parser.add_argument("--timeout", type=float, default=400, help="seconds for an engine, or all together (default: %(default)s)")
     return parser
 
 

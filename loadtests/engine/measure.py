@@ -37,6 +37,8 @@ class Plan:
     repeats: int
     eager: bool
     vocabulary: int
+    kv_cache_gib: float | None
+    """Memory of the KV cache; None: what vLLM finds free, which works for one engine at a time only."""
 
     WARM_TOKENS: ClassVar[int] = 32
     """Tokens of the shorter run: enough that all requests of the largest batch have arrived before it ends."""
@@ -48,6 +50,9 @@ class Plan:
         fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in document.items()}
         return cls(**fields)
 
+
+SHARE_OF_ONE = 0.1
+"""Of the GPU's memory, that must be free for an engine to start beside others; how much it takes, other options say."""
 
 Generate = Callable[[int, int, int], float]
 """(requests, prompt tokens, generated tokens) -> seconds."""
@@ -72,8 +77,12 @@ def prefill_tokens_per_s(generate: Generate, plan: Plan) -> float:
     return (plan.prefill_prompts - few) * plan.prefill_len / median(times)
 
 
-def measure(plan: Plan) -> dict[str, Any]:
-    """Start the engine of a plan and measure it; RuntimeError if it computes with other kernels than planned, or nonsense."""
+def measure(plan: Plan, wait: Callable[[], None]) -> dict[str, Any]:
+    """Start the engine of a plan and measure it; RuntimeError if it computes with other kernels than planned, or nonsense.
+
+    Args:
+        wait: called when the engine has started; returns when its turn has come.
+    """
     import torch
     import vllm
     from vllm import LLM, SamplingParams
@@ -89,6 +98,7 @@ def measure(plan: Plan) -> dict[str, Any]:
     if expected is not None and held["kernels"] != [expected]:
         raise RuntimeError(f"{plan.variant} must run {expected}, vLLM chose {held['kernels']}")
 
+    wait()
     chance = random.Random(0)
 
     def run(count: int, prompt_len: int, tokens: int, names: list[str] | None, logprobs: int | None = None) -> Any:
@@ -138,6 +148,8 @@ def engine_options(plan: Plan) -> dict[str, Any]:
         "max_model_len": plan.max_model_len, "max_num_seqs": max(plan.batches), "enforce_eager": plan.eager,
         "worker_extension_cls": "loadtests.engine.worker.MeasuredWorker",
     }  # fmt: skip
+    if plan.kv_cache_gib is not None:
+        options |= {"kv_cache_memory_bytes": int(plan.kv_cache_gib * 2**30), "gpu_memory_utilization": SHARE_OF_ONE}
     if not plan.eager:
         # Graphs of the batches that are measured: capturing all sizes that vLLM would takes a good part of the start-up.
         options["compilation_config"] = {"cudagraph_capture_sizes": sorted(plan.batches)}
@@ -152,10 +164,21 @@ def engine_options(plan: Plan) -> dict[str, Any]:
     return options
 
 
+def ready_file(target: Path) -> Path:
+    """Says that the engine that will write ``target`` has started."""
+    return target.with_suffix(".ready")
+
+
 def main() -> int:
-    """Measure by the plan and write the result."""
+    """Measure by the plan and write the result. With ``--wait``, a line on standard input says when to begin."""
     source, target = map(Path, sys.argv[1:3])
-    result = measure(Plan.read(source))
+
+    def wait() -> None:
+        if "--wait" in sys.argv[3:]:
+            ready_file(target).touch()
+            sys.stdin.readline()
+
+    result = measure(Plan.read(source), wait)
     target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 0
 

@@ -16,7 +16,7 @@ from matgptq_vllm.core.checkpoint import ParentReader
 from matgptq_vllm.core.replica import ReplicaOptions
 from matgptq_vllm.core.storage import plane_bytes, scale_bytes
 
-PLAN = Plan("ours", "folder", (1, 8), ("2", "mix48"), 100, 8, 64, 8, 256, 2, False, 1024)
+PLAN = Plan("ours", "folder", (1, 8), ("2", "mix48"), 100, 8, 64, 8, 256, 2, False, 1024, None)
 
 
 def test_the_parent_has_the_layers_of_llama_8b_and_is_readable_without_tensors(tmp_path: Path) -> None:
@@ -96,8 +96,11 @@ def test_engines_are_measured_one_after_the_other(
         monkeypatch.setitem(os.environ, name, value)
     short = ["--tokens", "16", "--prompt-len", "8", "--prefill-len", "32", "--prefill-prompts", "2", "--max-model-len", "128"]
     options = ["--shape", "tiny", "--eager", "--batches", "2", "--widths", "4,mix48", "--repeats", "1", *short]
-    assert main(["--out", str(tmp_path), "--variants", "ours", *options]) == 0
-    assert main(["--out", str(tmp_path), "--variants", "bf16", *options]) == 0
+    assert main(["--out", str(tmp_path), "--variants", "ours,bf16", "--together", *options]) == 0
+    # Started before either was measured, and measured in order.
+    written = [(tmp_path / name).stat().st_mtime for name in ("bf16.plan.json", "ours.json", "bf16.json")]
+    assert written == sorted(written)
+    assert main(["--out", str(tmp_path), "--variants", "bf16", "--together", *options]) == 0
     assert (tmp_path / "report.png").stat().st_size > 0
     results = json.loads((tmp_path / "report.json").read_text())
     assert [row["name"] for result in results for row in result["rows"]] == ["ours 4", "ours mix48", "bf16"]
