@@ -1,8 +1,9 @@
 """Decode and prefill speed of this project's engine beside stock vLLM's: ``python -m loadtests.engine --out DIR``.
 
 Engines are measured one after the other, each in a process of its own, with random weights of one architecture. All widths are
-measured in one engine. With ``--together`` all start at once, where the GPU has room for them, and wait for their turns. Every engine's result stays in ``--out`` as soon as it is there; a later run of other variants with
-the same ``--out`` adds to the report.
+measured in one engine. With ``--together`` all start at once, where the GPU has room for them, and wait for their turns.
+Every engine's result stays in ``--out`` as soon as it is there; a later run of other variants with the same ``--out`` adds to
+the report.
 """
 
 import argparse
@@ -126,7 +127,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--kv-cache-gib", type=float, default=8.0, help="KV cache of each engine with --together (default: %(default)s)"
     )
-    parser.add_argument("--timeout", type=float, default=400, help="seconds for an engine, or all together (default: %(default)s)")
+    parser.add_argument(
+        "--timeout", type=float, default=400, help="seconds for an engine, or all together (default: %(default)s)"
+    )
     return parser
 
 

@@ -15,13 +15,18 @@ GROUP_SIZE = 128
 def write_parent(shape: Shape, rule: str, folder: Path) -> None:
     """A parent whose manifest and index list no tensor: it can be served with random weights, not read."""
     spec = ParentSpec(slice_rule=rule, group_size=GROUP_SIZE)
-    _write_config(shape, spec.to_dict(), folder)
+    _write_config(hf_config(shape, spec.to_dict()), folder)
     (folder / INDEX_FILE).write_text(json.dumps({"weight_map": {}}), encoding="utf-8")
     (folder / MANIFEST_FILE).write_text(Manifest(spec, shape.linear_layers(), {}).to_json(), encoding="utf-8")
 
 
 def write_peer(shape: Shape, bits: int, folder: Path) -> None:
     """A model of stock vLLM: bfloat16 (16 bits), or packed integers with a scale per group (4 or 8)."""
+    _write_config(peer_config(shape, bits), folder)
+
+
+def peer_config(shape: Shape, bits: int) -> dict[str, Any]:
+    """config.json of a model of stock vLLM."""
     # Of the formats for packed integers, vLLM looks into the weight files of some, and serves without quantization if there
     # are none; of this one it reads the configuration alone.
     quantization = None if bits == 16 else {
@@ -37,10 +42,14 @@ def write_peer(shape: Shape, bits: int, folder: Path) -> None:
             }
         },
     }  # fmt: skip
-    _write_config(shape, quantization, folder)
+    return hf_config(shape, quantization)
 
 
-def _write_config(shape: Shape, quantization: dict[str, Any] | None, folder: Path) -> None:
+def hf_config(shape: Shape, quantization: dict[str, Any] | None) -> dict[str, Any]:
+    """config.json with a quantization's description."""
+    return shape.hf_config() | ({} if quantization is None else {"quantization_config": quantization})
+
+
+def _write_config(config: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    config = shape.hf_config() | ({} if quantization is None else {"quantization_config": quantization})
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

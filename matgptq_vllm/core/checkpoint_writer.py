@@ -76,7 +76,7 @@ class ParentWriter:
             )
         self._layers[name] = (n, k)
         self._add(MODEL_SET, f"{name}.{SCALES}", scales.to(getattr(torch, self._spec.scale_dtype)))
-        for plane, packed in enumerate(self._layout.split(codes.cpu())):
+        for plane, packed in enumerate(self._layout.split(codes)):
             self._add(plane_set(plane), f"{name}.{plane_name(plane)}", packed)
 
     def add_tensor(self, name: str, tensor: torch.Tensor) -> None:
