@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from prometheus_client.parser import text_string_to_metric_families
 
+from loadtests.metrics_text import totals
 from matgptq_vllm.core.errors import InputError
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -61,11 +61,7 @@ class Server:
         Raises:
             httpx.HTTPError: the server does not answer.
         """
-        found: dict[str, float] = {}
-        for family in text_string_to_metric_families(_get(self.url, "/metrics").text):
-            for sample in family.samples:
-                found[sample.name] = found.get(sample.name, 0.0) + sample.value
-        return found
+        return totals(_get(self.url, "/metrics").text)
 
 
 def probe(url: str, model: str | None = None) -> Server:

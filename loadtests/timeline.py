@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from prometheus_client.parser import text_string_to_metric_families
+
+from loadtests.metrics_text import by_label, totals
 
 PERIOD_S = 0.5
 
@@ -53,14 +54,14 @@ class Watch:
     def __init__(self, client: httpx.Client) -> None:
         self._client = client
         self._began = time.monotonic()
-        self._token_time = self._tokens()
-        self._generated = self._generated_so_far()
+        metrics = self._metrics()
+        self._token_time, self._generated = token_time(metrics), generated_tokens(metrics)
         self.samples: list[Sample] = []
 
     def sample(self) -> None:
         """Ask the server once."""
         document = self._client.get("/v1/precisions").raise_for_status().json()
-        before, self._token_time = self._token_time, self._tokens()
+        before, self._token_time = self._token_time, token_time(self._metrics())
         self.samples.append(sample(document, before, self._token_time, time.monotonic() - self._began))
 
     def run(self, ended: threading.Event) -> None:
@@ -73,39 +74,26 @@ class Watch:
 
     def generated(self) -> dict[str, float]:
         """Tokens of sequences that have ended since the beginning, by precision."""
-        counts = {name: count - self._generated.get(name, 0) for name, count in self._generated_so_far().items()}
+        counts = {name: count - self._generated.get(name, 0) for name, count in generated_tokens(self._metrics()).items()}
         return {name: count for name, count in counts.items() if count > 0}
 
     def latency_model(self) -> dict[str, Any]:
         """What the server knows of its steps now."""
         return self._client.get("/v1/precisions").raise_for_status().json()["latency_model"]
 
-    def _tokens(self) -> tuple[float, float]:
-        return token_time(self._client.get("/metrics").text)
-
-    def _generated_so_far(self) -> dict[str, float]:
-        return generated_tokens(self._client.get("/metrics").text)
+    def _metrics(self) -> str:
+        return self._client.get("/metrics").text
 
 
 def token_time(metrics: str) -> tuple[float, float]:
     """(seconds, tokens) so far, from the text of ``/metrics``."""
-    found = {"_sum": 0.0, "_count": 0.0}
-    for line in metrics.splitlines():
-        for suffix in found:
-            if line.startswith(TOKEN_TIME + suffix):
-                found[suffix] += float(line.rpartition(" ")[2])
-    return found["_sum"], found["_count"]
+    found = totals(metrics, TOKEN_TIME)
+    return found.get(f"{TOKEN_TIME}_sum", 0.0), found.get(f"{TOKEN_TIME}_count", 0.0)
 
 
 def generated_tokens(metrics: str) -> dict[str, float]:
     """Generated tokens by precision so far, from the text of ``/metrics``."""
-    found: dict[str, float] = {}
-    for family in text_string_to_metric_families(metrics):
-        for one in family.samples:
-            if one.name == GENERATED:
-                name = one.labels["precision"]
-                found[name] = found.get(name, 0.0) + one.value
-    return found
+    return by_label(metrics, GENERATED, "precision")
 
 
 def sample(document: Mapping[str, Any], before: tuple[float, float], now: tuple[float, float], time_s: float) -> Sample:

@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from loadtests.metrics_text import by_label
+
 from .replica_server import MODEL_NAME, ReplicaServer
 
 pytestmark = pytest.mark.engine
@@ -76,12 +78,7 @@ def request(tokens: int) -> dict[str, Any]:
 
 
 def generated(client: httpx.Client) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for line in client.get("/metrics").text.splitlines():
-        if line.startswith("matgptq_generation_tokens_total{"):
-            name = line.partition('precision="')[2].partition('"')[0]
-            found[name] = found.get(name, 0) + float(line.rpartition(" ")[2])
-    return found
+    return by_label(client.get("/metrics").text, "matgptq_generation_tokens_total", "precision")
 
 
 def tokens_computed(client: httpx.Client) -> dict[str, int]:
