@@ -8,7 +8,7 @@ from typing import Any
 from loadtests.simulation.engine import CPU, GPU, WIDTHS, Hardware
 from loadtests.simulation.oracle import plan
 from loadtests.simulation.policies import Controlled, Fixed, Plan, Run, serve
-from loadtests.simulation.trace import Traffic, draw
+from loadtests.simulation.trace import Arrival, Traffic, draw
 from serve.budget import Budget
 from serve.controller import HOLD_S
 
@@ -66,11 +66,7 @@ def compare(
     trace = draw(scenario.traffic, seconds, seed)
     hardware = scenario.hardware
     controlled = Controlled(hardware, Budget(scenario.tpot_ms), seed, elastic)
-    runs = {f"fixed {width}": serve(trace, hardware, Fixed(width), seed) for width in WIDTHS}
-    runs["controller"] = serve(trace, hardware, controlled, seed, elastic)
-    if oracle:
-        planned = plan(trace, hardware, scenario.tpot_ms, seed, TARGET_SHARE, elastic, hold_s)
-        runs["oracle"] = serve(trace, hardware, Plan(planned.starts_s, planned.widths), seed, elastic)
+    runs = runs_of(trace, hardware, controlled, scenario.tpot_ms, seed, elastic, oracle, hold_s)
     outcomes = {name: outcome(run, scenario.tpot_ms) for name, run in runs.items()}
     document: dict[str, Any] = {
         "scenario": hardware.name,
@@ -86,6 +82,25 @@ def compare(
     if oracle:
         document["width_of_oracle"] = outcomes["controller"].width_tokens / outcomes["oracle"].width_tokens
     return document, runs
+
+
+def runs_of(
+    trace: Sequence[Arrival],
+    hardware: Hardware,
+    controlled: Controlled,
+    tpot_ms: float,
+    seed: int,
+    elastic: bool,
+    oracle: bool = True,
+    hold_s: float = HOLD_S,
+) -> dict[str, Run]:
+    """``trace`` served by every fixed width, the controller and the oracle; arguments as of ``compare``."""
+    runs = {f"fixed {width}": serve(trace, hardware, Fixed(width), seed) for width in WIDTHS}
+    runs["controller"] = serve(trace, hardware, controlled, seed, elastic)
+    if oracle:
+        planned = plan(trace, hardware, tpot_ms, seed, TARGET_SHARE, elastic, hold_s)
+        runs["oracle"] = serve(trace, hardware, Plan(planned.starts_s, planned.widths), seed, elastic)
+    return runs
 
 
 def outcome(run: Run, tpot_ms: float) -> Outcome:

@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from loadtests.records import COMPLETED, Record, read_records
-from loadtests.simulation.compare import TARGET_SHARE, Outcome, outcome
-from loadtests.simulation.engine import WIDTHS, Hardware
-from loadtests.simulation.oracle import plan
-from loadtests.simulation.policies import PROFILES, Controlled, Fixed, Plan, serve
+from loadtests.simulation.compare import Outcome, outcome, runs_of
+from loadtests.simulation.engine import Hardware
+from loadtests.simulation.policies import PROFILES, Controlled
 from loadtests.simulation.trace import Arrival
 from loadtests.tables import aligned
 from serve.budget import Budget
-from serve.controller import HOLD_S
 
 SEED = 0
 """Of the noise."""
@@ -57,33 +55,33 @@ class Fitted(Hardware):
         return total
 
 
+def counted(records: Sequence[Record]) -> list[tuple[Record, float]]:
+    """The requests of a run that were completed and have a time per token, in order of time, with that time in seconds."""
+    found = [(record, record.tpot_s) for record in records if record.outcome == COMPLETED and record.tpot_s is not None]
+    return sorted(found, key=lambda one: one[0].due_s)
+
+
 def arrivals_of(records: Sequence[Record]) -> list[Arrival]:
-    """The requests of a run that were completed and have a time per token, in order of time."""
-    counted = sorted(
-        (record for record in records if record.outcome == COMPLETED and record.tpot_s is not None), key=lambda one: one.due_s
-    )
+    """The requests of a run that count, as they came."""
     return [
-        Arrival(number, record.due_s, record.input_tokens, record.output_tokens, False) for number, record in enumerate(counted)
+        Arrival(number, record.due_s, record.input_tokens, record.output_tokens, False)
+        for number, (record, _) in enumerate(counted(records))
     ]
 
 
 def measured(records: Sequence[Record], generated: Mapping[str, float], tpot_ms: float) -> tuple[float, float]:
     """(share of requests within ``tpot_ms``, mean width over ``generated`` tokens per width) of a real run."""
-    times = [record.tpot_s for record in records if record.outcome == COMPLETED and record.tpot_s is not None]
+    within = [tpot_s * 1e3 <= tpot_ms for _, tpot_s in counted(records)]
     tokens = sum(generated.values())
     width = sum(int(name) * count for name, count in generated.items()) / tokens
-    return sum(time * 1e3 <= tpot_ms for time in times) / len(times), width
+    return sum(within) / len(within), width
 
 
 def simulate(records: Sequence[Record], hardware: Fitted, tpot_ms: float) -> dict[str, Outcome]:
     """Every fixed width, and the controller and the oracle, whom running requests follow."""
-    trace = arrivals_of(records)
-    found = {f"fixed {width}": outcome(serve(trace, hardware, Fixed(width), SEED), tpot_ms) for width in WIDTHS}
     controlled = Controlled(hardware, Budget(tpot_ms), SEED, True)
-    found["controller"] = outcome(serve(trace, hardware, controlled, SEED, True), tpot_ms)
-    planned = plan(trace, hardware, tpot_ms, SEED, TARGET_SHARE, True, HOLD_S)
-    found["oracle"] = outcome(serve(trace, hardware, Plan(planned.starts_s, planned.widths), SEED, True), tpot_ms)
-    return found
+    runs = runs_of(arrivals_of(records), hardware, controlled, tpot_ms, SEED, True)
+    return {name: outcome(run, tpot_ms) for name, run in runs.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
