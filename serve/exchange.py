@@ -72,12 +72,22 @@ class Exchange:
         return 500 if self.failed and not self._disconnected else CLIENT_WENT_AWAY
 
     async def receive(self) -> Message:
-        """The rewritten body, once; then whatever the client sends, which is how a disconnect is noticed."""
+        """The rewritten body, once; then whatever the client sends, which is how a disconnect is noticed.
+
+        A request that is refused meanwhile reads as one whose client went away.
+        """
         if self._body is not None:
             # Dropped at once: a long stream must not hold a long prompt.
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
-        return await self._next_message()
+        received = asyncio.ensure_future(self._client_message())
+        refused = asyncio.ensure_future(self._refused.wait())
+        try:
+            await asyncio.wait({received, refused}, return_when=asyncio.FIRST_COMPLETED)
+            return received.result() if received.done() else {"type": "http.disconnect"}
+        finally:
+            received.cancel()
+            refused.cancel()
 
     async def refuse(self, error: RequestError) -> None:
         """End the request with an error in place of the rest of the answer: the application sees a client that went away.
@@ -99,17 +109,6 @@ class Exchange:
         self._status = error.status
         self._complete = True
         await self._send({"type": "http.response.body", "body": text.encode()})
-
-    async def _next_message(self) -> Message:
-        """What the client sends, or that it went away if the request is refused."""
-        received = asyncio.ensure_future(self._client_message())
-        refused = asyncio.ensure_future(self._refused.wait())
-        try:
-            await asyncio.wait({received, refused}, return_when=asyncio.FIRST_COMPLETED)
-            return received.result() if received.done() else {"type": "http.disconnect"}
-        finally:
-            received.cancel()
-            refused.cancel()
 
     async def _client_message(self) -> Message:
         message = await self._receive()
