@@ -37,7 +37,7 @@ class _PrecisionScheduling:
             self.num_lookahead_tokens = vllm_config.speculative_config.num_speculative_tokens
         replica = open_replica(vllm_config)
         self._all_profiles = self._catalogue = replica.catalogue
-        self._widths = {profile.name: profile.max_width for profile in replica.profiles}
+        self._widths = replica.max_widths
         self._token = getattr(vllm_config.quant_config, "control_token", None)
         self._refused: dict[str, tuple[int, str]] = {}  # request id -> (client index, why)
         self._limits: dict[str, tuple[int, WidthLimit]] = {}  # request id -> (client index, limit), to be answered

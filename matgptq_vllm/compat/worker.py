@@ -51,7 +51,7 @@ class MatGPTQWorker(_PlatformWorker):
         super().load_model(*args, **kwargs)
         # Of the two, the replica outlives the engine's layers.
         self._elastic, replica.elastic = replica.elastic, None
-        self._widths = {profile.name: profile.max_width for profile in replica.profiles}
+        self._widths = replica.max_widths
         max_tokens = self.vllm_config.scheduler_config.max_num_batched_tokens
         self.precision_state = PrecisionState(replica.catalogue, replica.step_buffers(max_tokens, self.device))
         widths = replica.options.graph_widths
@@ -156,7 +156,7 @@ def _static_report(replica: Replica, runner: Any) -> dict[str, Any]:
     """The part of a worker's report that stays as it is after loading: asking for it must not cost the engine a step."""
     return {
         "profiles": list(replica.catalogue.profiles),
-        "profile_widths": {profile.name: profile.max_width for profile in replica.profiles},
+        "profile_widths": replica.max_widths,
         "default": replica.catalogue.default,
         "max_width": replica.options.max_width,
         "memory_budget": replica.options.memory_budget,

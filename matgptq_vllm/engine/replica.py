@@ -90,6 +90,11 @@ class Replica:
         """Widths that this replica can hold."""
         return [width for width in WIDTHS if width <= self.options.max_width]
 
+    @property
+    def max_widths(self) -> dict[str, int]:
+        """Width that every profile needs at most in any layer."""
+        return {profile.name: profile.max_width for profile in self.profiles}
+
     def step_buffers(self, max_tokens: int, device: torch.device) -> StepBuffers:
         """The buffers that all layers share, for steps of up to ``max_tokens`` rows. Made by the first call."""
         if self._step_buffers is None:

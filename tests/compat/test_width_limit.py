@@ -51,8 +51,7 @@ class Request:
 
 @pytest.fixture
 def made(monkeypatch) -> Scheduler:
-    profiles = [SimpleNamespace(name=name, max_width=width) for name, width in WIDTHS.items()]
-    replica = SimpleNamespace(catalogue=Catalogue(tuple(WIDTHS), "8"), profiles=profiles)
+    replica = SimpleNamespace(catalogue=Catalogue(tuple(WIDTHS), "8"), max_widths=WIDTHS)
     monkeypatch.setattr(scheduler, "open_replica", lambda _: replica)
     return Scheduler(SimpleNamespace(quant_config=SimpleNamespace(control_token=TOKEN), speculative_config=None))
 

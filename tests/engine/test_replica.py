@@ -19,6 +19,7 @@ def test_a_full_replica_holds_every_profile_and_plane(profiled_parent: Path) -> 
     assert replica.catalogue.profiles == ("2", "3", "4", "6", "8", "mix-kind", "mix-depth")
     assert (replica.catalogue.default, replica.num_planes) == ("8", 5)
     assert replica.average_bits()["6"] == 6
+    assert replica.max_widths == {"2": 2, "3": 3, "4": 4, "6": 6, "8": 8, "mix-kind": 6, "mix-depth": 8}
     assert replica.bytes_per_weight()["6"] == 6 / 8 + 2 / 128
     query = [f"model.layers.2.self_attn.{name}_proj" for name in "qkv"]
     widths = replica.profile_widths(query)
