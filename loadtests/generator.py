@@ -110,7 +110,6 @@ class _Requests:
         self._target = target
         self._plan = plan
         self._records = records
-        self._chance = random.Random(len(plan))
         self._timed = any(planned.due_s for planned in plan)
         self._started = 0.0
         self._warmed = 0

@@ -105,7 +105,7 @@ class PlaygroundServer:
         self.document = precisions()
         self.texts = dict(TEXTS)
         self.requests: list[tuple[Mapping[str, str], dict]] = []
-        self.open_streams = self.most_streams = self.abandoned = self.num_polls = 0
+        self.open_streams = self.most_streams = self.abandoned = 0
 
     def __enter__(self) -> "PlaygroundServer":
         self._thread.start()
@@ -129,7 +129,6 @@ class PlaygroundServer:
         return self._refused(request) or JSONResponse({"object": "list", "data": [{"id": name} for name in names]})
 
     async def _precisions(self, request: Request) -> Response:
-        self.num_polls += 1
         return self._refused(request) or JSONResponse(self.document)
 
     async def _tokenize(self, request: Request) -> Response:
