@@ -57,11 +57,12 @@ v1 = sys.argv[2] == "v1"
 llm = engine(sys.argv[1], max_model_len=256, max_num_seqs=64, num_gpu_blocks_override=128, scheduling_policy="priority",
              disable_log_stats=False, **PRECISION)
 core = llm.llm_engine.engine_core.engine_core
-free_blocks = core.scheduler.kv_cache_manager.block_pool.get_num_free_blocks
+pool = core.scheduler.kv_cache_manager.block_pool
+free_blocks = pool.get_num_free_blocks
 found = {"free": [free_blocks()]}
 some = prompts(10, 20)
 
-found["samples"] = mixed_and_single(llm, some, n=3, temperature=0.9, seed=5)
+found["samples"] = mixed_and_single(llm, some, n=3, temperature=0.9, seed=5, max_tokens=8 if v1 else 4)
 
 GUIDES = {"json": {"json": {"type": "object", "properties": {"age": {"type": "integer", "maximum": 99}}, "required": ["age"]}},
           "regex": {"regex": "[a-c]{3,7}x"}, "choice": {"choice": ["yes", "no", "perhaps"]}}
@@ -92,9 +93,11 @@ found["narrow beams"] = {"mixed": beams(WIDTHS, some[:5], 1),
 def preemptions():
     return sum(metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions")
 
-long, kept = prompts(70 if v1 else 50, 40), preemptions()
-found["pressure"] = mixed_and_single(llm, long, lambda i: {"priority": i % 3}, max_tokens=60 if v1 else 40)
+# All but a few blocks are taken, so that few prompts are enough.
+taken, kept = pool.get_new_blocks(free_blocks() - 12), preemptions()
+found["pressure"] = mixed_and_single(llm, prompts(24, 15), lambda i: {"priority": i % 3}, max_tokens=20)
 found["preemptions"] = preemptions() - kept
+pool.free_blocks(taken)
 
 engine_steps = llm.llm_engine
 for i, prompt in enumerate(some):
@@ -112,7 +115,6 @@ llm.reset_prefix_cache()
 heads = prompts(6, 60, start=20_000)
 def cached(output):
     return output.num_cached_tokens
-alone = {}
 first = []
 for width in WIDTHS:
     outputs = llm.generate(heads, [params(width, max_tokens=1)] * len(heads), use_tqdm=False)
