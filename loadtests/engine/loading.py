@@ -43,7 +43,7 @@ def load(model: str) -> dict[str, float]:
         found.update(gib=size / 2**30, load_s=time.perf_counter() - began)
         return loaded
 
-    BaseModelLoader.load_model = timed
+    BaseModelLoader.load_model = timed  # type: ignore[method-assign]
     folder, _, width = model.partition("@")
     options: dict[str, Any] = {}
     if width:
