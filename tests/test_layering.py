@@ -92,6 +92,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "serve.stat_logger": (*PLAIN_CORE, "serve", "prometheus_client", "vllm"),
     "deploy.docker.check_image": (),
     "loadtests.engine": (*PLAIN_CORE, "loadtests", "matplotlib"),
+    "loadtests.engine.loading": (*PLAIN_CORE, "loadtests", "torch", "vllm"),
+    "loadtests.engine.random_models": (
+        *PLAIN_CORE, f"{CORE}.checkpoint_writer", "loadtests.engine", "torch", "safetensors", "tokenizers", "transformers",
+    ),
     "loadtests.engine.measure": (*PLAIN_CORE, "loadtests.engine", "torch", "vllm"),
     "loadtests.engine.worker": ("torch",),
     "loadtests.metrics_text": ("prometheus_client",),

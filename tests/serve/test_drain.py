@@ -137,7 +137,7 @@ def test_ready_is_after_the_first_token_and_until_the_engine_dies(report) -> Non
     answer = client.get(READY_PATH)
     assert (answer.status_code, answer.json()) == (200, {"ready": True, "problem": None})
     prompt, parameters = engine.asked
-    assert (len(prompt["prompt_token_ids"]), parameters.max_tokens, parameters.extra_args) == (1, 1, {"precision": "8"})
+    assert (len(prompt["prompt_token_ids"]), parameters.max_tokens, parameters.extra_args) == (2, 1, {"precision": "8"})
     engine.alive = False
     answer = client.get(READY_PATH)
     assert answer.status_code == 503
