@@ -109,6 +109,28 @@ def test_the_controller_keeps_its_promise_and_does_what_the_documents_say(name: 
         assert (found.met, found.width_tokens) == pytest.approx((documented["met"], documented["width_tokens"]), rel=0.005)
 
 
+@pytest.mark.parametrize(("name", "sequences", "most"), [("block", 8, 1.6), ("rows", 1, 1.3)])
+def test_on_some_engines_widths_differ_little_in_time(name: str, sequences: int, most: float) -> None:
+    hardware = SCENARIOS[name].hardware
+    narrow, wide = (
+        hardware.step_ms([sequences if other == WIDTHS.index(width) else 0 for other in range(len(WIDTHS))], [0] * 5, 0, 0.0)
+        for width in (2, 8)
+    )
+    assert 1.2 < wide / narrow < most
+
+
+def test_the_controller_meets_the_budget_where_widths_differ_little() -> None:
+    scenario, seed = SCENARIOS["block"], 13
+    trace = draw(scenario.traffic, 200, seed)
+    eight = outcome(serve(trace, scenario.hardware, Fixed(8), seed), scenario.tpot_ms)
+    policy = Controlled(scenario.hardware, Budget(scenario.tpot_ms), seed, elastic=True)
+    controlled = outcome(serve(trace, scenario.hardware, policy, seed, elastic=True), scenario.tpot_ms)
+    assert eight.met < 0.6
+    assert controlled.met >= TARGET_SHARE
+    assert controlled.least_reversal_s is not None
+    assert controlled.least_reversal_s >= HOLD_S
+
+
 def test_the_command_writes_what_it_prints(tmp_path, capsys) -> None:
     assert main(["--out", str(tmp_path), "--seconds", "12", "--scenario", "cpu", "--no-oracle", "--elastic"]) == 0
     (document,) = json.loads((tmp_path / "results.json").read_text())
