@@ -62,9 +62,12 @@ def sliced_linear(
         # Other GPUs' Triton may lack what it is written in.
         from matgptq_vllm.kernels.wide import wide_gemm
 
-        config = wide_config(bucket(m), n, tuning.hardware_of(x.device).num_sms)
+        config = wide_config(bucket(m), n, k, tuning.hardware_of(x.device).num_sms)
         arranged = arrange(x, token_profiles, profile_widths, widths, config.block_m, config.pdl)
-        return wide_gemm(arranged, x.new_empty(m, n), planes, scales, widths, group_size, rule, config, locks, bias)
+        return wide_gemm(
+            arranged, x.new_empty(m, n), planes, scales, token_profiles, profile_widths, widths, group_size, rule, config,
+            locks, bias,
+        )  # fmt: skip
 
     if m < tuning.dense_from(n, k, x.device):
         if m >= WIDE_FROM and wide_runs(x.device):

@@ -1,13 +1,17 @@
 """The product for some tens to hundreds of rows: y = x @ W.T with Hopper's asynchronous tensor core products (wgmma).
 
-A program computes 64 or 128 outputs for up to 128 rows of one width. Its warps copy words of the planes and x, some units of K
-ahead, into shared memory; a warp makes weights of 16 outputs from words in registers, scaled, in the order in which they are
-the left operand of the product with x, which is read from shared memory. The layout of planes (kernels.layout) is that of the
-product for few rows (kernels.gemm): a warp's part of the left operand is the same for both kinds of tensor core products.
-x has been arranged for it (kernels.arrange).
+A program computes 128 or 256 outputs for a row tile of one width. Its warpgroups have roles. One brings words of the planes and
+x to shared memory, some units of K ahead (kernels.wide_ring), and two multiply, each its own outputs: a warp makes weights of
+16 outputs from words in registers, scaled, in the order in which they are the left operand of the product with x
+(kernels.wide_weights), while the tensor cores work at the product before. Stages of shared memory go from one role to the
+other by mbarriers, so that the two that multiply need not keep step.
 
-Widths are looked up on the device: row tiles have rows of one width each, and a tile whose width is 0 has none. Written in
-Gluon, Triton's language of explicit layouts, because registers and shared memory have to be laid out as said.
+The layout of planes (kernels.layout) is that of the products for fewer rows: a warp's part of the left operand is the same
+for both kinds of tensor core products. x has been arranged for it (kernels.arrange). Widths are looked up on the device: row
+tiles have rows of one width each (kernels.wide_rows), and there are as many programs as row tiles of a batch of one width;
+they take further row tiles of a mixed batch in turns.
+
+Written in Gluon, Triton's language of explicit layouts, because registers and shared memory have to be laid out as said.
 """
 
 # Gluon has no unpacking inside a tuple.
@@ -19,256 +23,143 @@ import torch
 import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.ampere import async_copy
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from matgptq_vllm.core.slicing import SliceRule
 from matgptq_vllm.kernels.arrange import Arranged
-from matgptq_vllm.kernels.lanes import bits_needed, factor
-from matgptq_vllm.kernels.layout import PLANE_WIDTHS, UNIT_N
-from matgptq_vllm.kernels.wide_config import WideConfig
+from matgptq_vllm.kernels.lanes import bits_needed
+from matgptq_vllm.kernels.layout import PLANE_WIDTHS, UNIT_K, UNIT_N
+from matgptq_vllm.kernels.wide_config import GROUPS, REGISTERS, WideConfig
+from matgptq_vllm.kernels.wide_layouts import WARPS, barrier, sums_layout, wait_for_x
+from matgptq_vllm.kernels.wide_output import add_shares, leave_share, write_tile
 from matgptq_vllm.kernels.wide_ptx import WideCode
+from matgptq_vllm.kernels.wide_ring import bring, new_ring
+from matgptq_vllm.kernels.wide_rows import count_rows, row_tile_of
+from matgptq_vllm.kernels.wide_weights import half_weights, tiles_scales, unit_words
 
-# Triton 3.6 has other names than later releases.
-_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
-_copy = async_copy.async_load if hasattr(async_copy, "async_load") else async_copy.async_copy_global_to_shared
-
-
-@triton.constexpr_function
-def _assembly(code, width, rule, scaled):
-    return code.scaled_weights(width, rule, scaled)
-
-
-@triton.constexpr_function
-def _sixteen(dtype):
-    return (dtype,) * 16
-
-
-@triton.constexpr_function
-def _warp_bases(warps, dims, stride):
-    bases, warp = [], 1
-    while warp < warps:
-        bases.append([warp * stride] + [0] * (dims - 1))
-        warp *= 2
-    return bases
-
-
-@triton.constexpr_function
-def _words_layout(warps, count):
-    """[warps * 32 * count]: ``count`` adjacent words per lane, 1, 2 or 4."""
-    registers = [[1], [2]][: count // 2]
-    lanes = [[count << bit] for bit in range(5)]
-    return gl.DistributedLinearLayout(registers, lanes, _warp_bases(warps, 1, 32 * count), [], [warps * 32 * count])
-
-
-@triton.constexpr_function
-def _pieces_layout(warps):
-    """[warps, g, j, 2]: two elements per lane 4g + j."""
-    lanes = [[0, 0, 1, 0], [0, 0, 2, 0], [0, 1, 0, 0], [0, 2, 0, 0], [0, 4, 0, 0]]
-    return gl.DistributedLinearLayout([[0, 0, 0, 1]], lanes, _warp_bases(warps, 4, 1), [], [warps, 8, 4, 2])
-
-
-@triton.constexpr_function
-def _sums_layout(warps, rows):
-    return gl.NVMMADistributedLayout([3, 0], [warps, 1], [16, rows, 16])
+_GROUPS = gl.constexpr(GROUPS)
 
 
 @gluon.jit
-def _ring(BITS: gl.constexpr, STAGES: gl.constexpr, WARPS: gl.constexpr):
-    """Shared memory for words: per plane [STAGES, words of a unit for all warps]."""
-    FLAT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    ring = (gl.allocate_shared_memory(gl.int32, [STAGES, WARPS * 128], FLAT),)
-    if BITS >= 3:
-        ring = ring + (gl.allocate_shared_memory(gl.int32, [STAGES, WARPS * 64], FLAT),)
-    if BITS >= 4:
-        ring = ring + (gl.allocate_shared_memory(gl.int32, [STAGES, WARPS * 64], FLAT),)
-    if BITS >= 6:
-        ring = ring + (gl.allocate_shared_memory(gl.int32, [STAGES, WARPS * 128], FLAT),)
-    if BITS >= 8:
-        ring = ring + (gl.allocate_shared_memory(gl.int32, [STAGES, WARPS * 128], FLAT),)
-    return ring
-
-
-@gluon.jit
-def _copy_words(to, plane, tile, unit, units_k, COUNT: gl.constexpr, WARPS: gl.constexpr):
-    """A unit's words of one plane, COUNT per lane; warp w has the unit of tile + w."""
-    LAYOUT: gl.constexpr = _words_layout(WARPS, COUNT)
-    SIZE: gl.constexpr = 32 * COUNT
-    word = gl.arange(0, WARPS * SIZE, layout=LAYOUT)
-    _copy(to, plane + ((tile + word // SIZE) * (units_k * SIZE) + unit * SIZE + word % SIZE))
-
-
-@gluon.jit
-def _copy_unit(
-    xs, ring, x_ptr, planes, first_row, rows, tile, unit, units_k, slot,
-    BITS: gl.constexpr, BLOCK_M: gl.constexpr, WARPS: gl.constexpr,
+def _consume(
+    xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, places, rows_of_widths, tile, last_tile, split, row_tile,
+    row_step, first_lock, first, last, n, units_k,
+    PART: gl.constexpr, WIDTHS: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, HAS_BIAS: gl.constexpr,
+    SPLIT: gl.constexpr, BLOCK_M: gl.constexpr, TILES: gl.constexpr, STAGES: gl.constexpr,
+    PDL: gl.constexpr, CODE: gl.constexpr,
 ):  # fmt: skip
-    """Start to copy x and words of a unit to a slot."""
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [WARPS, 1], [1, 0])
-    row = gl.arange(0, BLOCK_M, layout=gl.SliceLayout(1, LAYOUT))
-    column = gl.arange(0, 128, layout=gl.SliceLayout(0, LAYOUT))
-    start = x_ptr + (unit * rows + first_row).to(gl.int64) * 128
-    _copy(xs.index(slot), start + (row[:, None] * 128 + column[None, :]))
-    _copy_words(ring[0].index(slot), planes[0], tile, unit, units_k, 4, WARPS)
-    if BITS >= 3:
-        _copy_words(ring[1].index(slot), planes[1], tile, unit, units_k, 2, WARPS)
-    if BITS >= 4:
-        _copy_words(ring[2].index(slot), planes[2], tile, unit, units_k, 2, WARPS)
-    if BITS >= 6:
-        _copy_words(ring[3].index(slot), planes[3], tile, unit, units_k, 4, WARPS)
-    if BITS >= 8:
-        _copy_words(ring[4].index(slot), planes[4], tile, unit, units_k, 4, WARPS)
-    async_copy.commit_group()
-
-
-@gluon.jit
-def _words_of_pairs(shared, WARPS: gl.constexpr):
-    """Words of a two-bit plane: of pieces 0 and 1, and of 2 and 3, each [WARPS, 8, 4, 2]."""
-    words = gl.reshape(shared.load(_words_layout(WARPS, 4)), (WARPS, 8, 4, 2, 2))
-    return gl.split(gl.permute(words, (0, 1, 2, 4, 3)))
-
-
-@gluon.jit
-def _words_of_singles(shared, WARPS: gl.constexpr):
-    """As ``_words_of_pairs`` for a one-bit plane, whose words serve two pieces."""
-    first, second = gl.split(gl.reshape(shared.load(_words_layout(WARPS, 2)), (WARPS, 8, 4, 2)))
-    return gl.join(first, first), gl.join(second, second)
-
-
-@gluon.jit
-def _scale_words(scales, tile, group, groups, WARPS: gl.constexpr):
-    """Scales of outputs g and g + 8, bfloat16, in the halves of a word: [WARPS, 8, 4]."""
-    LAYOUT: gl.constexpr = _words_layout(WARPS, 1)
-    lane = gl.arange(0, WARPS * 32, layout=LAYOUT)
-    place = ((tile + lane // 32) * groups + group) * 8 + lane // 4 % 8
-    if scales.dtype.element_ty.primitive_bitwidth == 16:
-        word = gl.load(scales.to(gl.pointer_type(gl.int32), bitcast=True) + place)
-    else:
-        low = gl.load(scales + 2 * place).to(gl.bfloat16).to(gl.int16, bitcast=True).to(gl.int32)
-        high = gl.load(scales + 2 * place + 1).to(gl.bfloat16).to(gl.int16, bitcast=True).to(gl.int32)
-        word = (high << 16) | (low & 0xFFFF)
-    return gl.reshape(word, (WARPS, 8, 4))
-
-
-@gluon.jit
-def _unit_scales(scales, tile, unit, units_k, GROUP: gl.constexpr, WARPS: gl.constexpr):
-    """Words of scales per group of a unit; none if there is one scale per channel."""
-    words = ()
-    if GROUP != -1:
-        GROUPS: gl.constexpr = 128 // GROUP
-        for group in gl.static_range(GROUPS):
-            words = words + (_scale_words(scales, tile, unit * GROUPS + group, units_k * GROUPS, WARPS),)
-    return words
-
-
-@gluon.jit
-def _scales_of_pieces(words, HALF: gl.constexpr, GROUP: gl.constexpr):
-    """Of pieces 2 * HALF and the next: [WARPS, 8, 4, 2], or nothing."""
-    result = ()
-    if GROUP == 128:
-        result = (gl.join(words[0], words[0]),)
-    elif GROUP == 64:
-        result = (gl.join(words[HALF], words[HALF]),)
-    elif GROUP == 32:
-        result = (gl.join(words[2 * HALF], words[2 * HALF + 1]),)
-    return result
-
-
-@gluon.jit
-def _weights_of_pieces(
-    words, DTYPE: gl.constexpr, WIDTH: gl.constexpr, RULE: gl.constexpr, SCALED: gl.constexpr, CODE: gl.constexpr,
-    WARPS: gl.constexpr,
-):  # fmt: skip
-    """Weights of two pieces from their words: [WARPS, 8, 4, l, e, u, i, piece], see kernels.layout."""
-    LAYOUT: gl.constexpr = _pieces_layout(WARPS)
-    given = ()
-    for index in gl.static_range(len(words)):
-        given = given + (gl.convert_layout(words[index], LAYOUT, assert_trivial=True),)
-    assembly: gl.constexpr = _assembly(CODE, WIDTH, RULE, SCALED)
-    pairs = gl.inline_asm_elementwise(assembly[0], assembly[1], given, _sixteen(DTYPE), True, 2)
-    return gl.join(_joined(pairs, 0), _joined(pairs, 8))
-
-
-@gluon.jit
-def _joined(pairs, FROM: gl.constexpr):
-    """Eight tensors as one, with three more axes of two; the first of them changes fastest."""
-    lower = gl.join(gl.join(pairs[FROM], pairs[FROM + 1]), gl.join(pairs[FROM + 2], pairs[FROM + 3]))
-    upper = gl.join(gl.join(pairs[FROM + 4], pairs[FROM + 5]), gl.join(pairs[FROM + 6], pairs[FROM + 7]))
-    return gl.join(lower, upper)
-
-
-@gluon.jit
-def _unit_weights(
-    ring, slot, scales,
-    DTYPE: gl.constexpr, WIDTH: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, CODE: gl.constexpr, WARPS: gl.constexpr,
-    LEFT: gl.constexpr,
-):  # fmt: skip
-    """Weights of a unit for each warp: [16 * WARPS, 128], the left operand of a product with x as it is arranged."""
-    BITS: gl.constexpr = bits_needed(WIDTH, RULE)
-    one, other = _words_of_pairs(ring[0].index(slot), WARPS)
-    first, second = (one,), (other,)
-    if BITS >= 3:
-        one, other = _words_of_singles(ring[1].index(slot), WARPS)
-        first, second = first + (one,), second + (other,)
-    if BITS >= 4:
-        one, other = _words_of_singles(ring[2].index(slot), WARPS)
-        first, second = first + (one,), second + (other,)
-    if BITS >= 6:
-        one, other = _words_of_pairs(ring[3].index(slot), WARPS)
-        first, second = first + (one,), second + (other,)
-    if BITS >= 8:
-        one, other = _words_of_pairs(ring[4].index(slot), WARPS)
-        first, second = first + (one,), second + (other,)
-    SCALED: gl.constexpr = GROUP != -1
-    first = _weights_of_pieces(first + _scales_of_pieces(scales, 0, GROUP), DTYPE, WIDTH, RULE, SCALED, CODE, WARPS)
-    second = _weights_of_pieces(second + _scales_of_pieces(scales, 1, GROUP), DTYPE, WIDTH, RULE, SCALED, CODE, WARPS)
-    # warp, g, j, l, e, u, i, piece, half -> row (warp, e, g), column (half, piece, i, u, j, l): all stays in its register.
-    weights = gl.permute(gl.join(first, second), (0, 4, 1, 8, 7, 6, 5, 2, 3))
-    return gl.convert_layout(gl.reshape(weights, (16 * WARPS, 128)), LEFT, assert_trivial=True)
+    """Multiply a warpgroup's tile of outputs with one row tile after the other, and store or share the sums."""
+    SUMS: gl.constexpr = sums_layout(WARPS, BLOCK_M)
+    tile += PART * TILES * WARPS
+    slot, phase = 0, 0
+    width, count = row_tile_of(rows_of_widths, row_tile, WIDTHS, BLOCK_M)
+    while width != 0:
+        sums = ()
+        for _ in gl.static_range(TILES):
+            sums = sums + (gl.zeros([16 * WARPS, BLOCK_M], gl.float32, SUMS),)
+        for index in gl.static_range(len(WIDTHS)):
+            if width == WIDTHS[index]:
+                sums, slot, phase = _tile_sums(
+                    sums, xs, ring, full, empty, scales, tile, last_tile, first, last, units_k, slot, phase,
+                    y_ptr.dtype.element_ty, PART, WIDTHS[index], RULE, GROUP, BLOCK_M, TILES, STAGES, CODE,
+                )  # fmt: skip
+        if PDL:
+            # The kernel before this one may still write or read what is written here.
+            wait_for_x()
+        start = row_tile * BLOCK_M
+        if SPLIT == 1:
+            write_tile(sums, scales, bias, y_ptr, places, tile, start, count, n, WIDTHS, RULE, GROUP, HAS_BIAS, BLOCK_M, TILES)
+        else:
+            SIZE: gl.constexpr = BLOCK_M * 16 * WARPS * TILES
+            number = (first_lock + row_tile) * _GROUPS + PART
+            shares = workspace + number.to(gl.int64) * (SPLIT * SIZE)
+            leave_share(sums, shares + split * SIZE, count, BLOCK_M, TILES)
+            barrier()
+            # Programs that share a tile are started one after the other, so that all of them run.
+            lock = locks + number
+            arrived = gl.atomic_add(lock, 1, sem="acq_rel") + 1
+            while arrived < SPLIT:
+                arrived = gl.atomic_add(lock, 0, sem="acquire")
+            add_shares(
+                shares, scales, bias, y_ptr, places, tile, split, start, count, n, WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT,
+                BLOCK_M, TILES,
+            )  # fmt: skip
+            if gl.atomic_add(lock, 1, sem="acq_rel") == 2 * SPLIT - 1:
+                gl.store(lock, 0)
+        row_tile += row_step
+        width, count = row_tile_of(rows_of_widths, row_tile, WIDTHS, BLOCK_M)
 
 
 @gluon.jit
 def _tile_sums(
-    xs, ring, x_ptr, planes, scales, first_row, rows, tile, first, last, units_k,
-    WIDTH: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, BLOCK_M: gl.constexpr, WARPS: gl.constexpr,
-    STAGES: gl.constexpr, CODE: gl.constexpr,
+    sums, xs, ring, full, empty, scales, tile, last_tile, first, last, units_k, slot, phase,
+    DTYPE: gl.constexpr, PART: gl.constexpr, WIDTH: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr,
+    BLOCK_M: gl.constexpr, TILES: gl.constexpr, STAGES: gl.constexpr, CODE: gl.constexpr,
 ):  # fmt: skip
-    """Sums over units first to last of a tile, its weights read at WIDTH: float32 [16 * WARPS, BLOCK_M]."""
+    """Sums, TILES times float32 [64, BLOCK_M], plus those over units first to last, weights read at WIDTH; the next stage."""
     BITS: gl.constexpr = bits_needed(WIDTH, RULE)
-    SUMS: gl.constexpr = _sums_layout(WARPS, BLOCK_M)
+    SUMS: gl.constexpr = sums_layout(WARPS, BLOCK_M)
     LEFT: gl.constexpr = gl.DotOperandLayout(0, SUMS, 2)
-    DTYPE: gl.constexpr = x_ptr.dtype.element_ty
+    STEPS: gl.constexpr = 2 * TILES
     end = last - 1
-    for stage in gl.static_range(STAGES):
-        _copy_unit(
-            xs, ring, x_ptr, planes, first_row, rows, tile, gl.minimum(first + stage, end), units_k, stage, BITS, BLOCK_M, WARPS
-        )
-    sums = gl.zeros([16 * WARPS, BLOCK_M], gl.float32, SUMS)
-    words = _unit_scales(scales, tile, first, units_k, GROUP, WARPS)
-    async_copy.wait_group(STAGES - 1)
-    _barrier()
-    weights = _unit_weights(ring, 0, words, DTYPE, WIDTH, RULE, GROUP, CODE, WARPS, LEFT)
-    words = _unit_scales(scales, tile, gl.minimum(first + 1, end), units_k, GROUP, WARPS)
-    slot = 0
+    scale_words = tiles_scales(scales, tile, last_tile, first, units_k, GROUP, TILES)
+    next_scales = tiles_scales(scales, tile, last_tile, gl.minimum(first + 1, end), units_k, GROUP, TILES)
+    mbarrier.wait(full.index(slot), phase)
+    words = unit_words(ring, slot, PART * TILES, BITS)
+    weights = half_weights(words, scale_words[0], 0, DTYPE, WIDTH, RULE, GROUP, CODE, LEFT)
     for unit in range(first, last):
-        following = gl.where(slot == STAGES - 1, 0, slot + 1)
-        # The next unit is there, and the tensor cores may read x of this one.
-        async_copy.wait_group(STAGES - 2)
-        fence_async_shared()
-        _barrier()
-        product = warpgroup_mma(weights, xs.index(slot).permute((1, 0)), sums, is_async=True)
-        others = _unit_weights(ring, following, words, DTYPE, WIDTH, RULE, GROUP, CODE, WARPS, LEFT)
-        words = _unit_scales(scales, tile, gl.minimum(unit + 2, end), units_k, GROUP, WARPS)
+        later_scales = tiles_scales(scales, tile, last_tile, gl.minimum(unit + 2, end), units_k, GROUP, TILES)
+        operands = (weights,)
+        for step in gl.static_range(STEPS):
+            right = xs.index(slot * 2 + step % 2).permute((1, 0))
+            product = warpgroup_mma(operands[step], right, sums[step // 2], is_async=True)
+            sums = _with(sums, step // 2, product)
+            if BLOCK_M >= 128 and step >= 1:
+                # Registers are short: the operand before this one gives its up.
+                waited = warpgroup_mma_wait(1, deps=sums + (operands[step],))
+                sums = _leading(waited, TILES)
+                operands = _with(operands, step, waited[TILES])
+            if step + 1 < STEPS:
+                if step % 2 == 1:
+                    words = unit_words(ring, slot, PART * TILES + step // 2 + 1, BITS)
+                made = half_weights(words, scale_words[(step + 1) // 2], (step + 1) % 2, DTYPE, WIDTH, RULE, GROUP, CODE, LEFT)
+                operands = operands + (made,)
+        used = slot
+        slot += 1
+        if slot == STAGES:
+            slot, phase = 0, phase ^ 1
+        if unit < end:
+            mbarrier.wait(full.index(slot), phase)
+        words = unit_words(ring, slot, PART * TILES, BITS)
+        made = half_weights(words, next_scales[0], 0, DTYPE, WIDTH, RULE, GROUP, CODE, LEFT)
         # Registers of an operand must stay as they are until the product is done.
-        sums, weights, others = warpgroup_mma_wait(0, deps=(product, weights, others))
-        weights = others
-        _barrier()
-        _copy_unit(
-            xs, ring, x_ptr, planes, first_row, rows, tile, gl.minimum(unit + STAGES, end), units_k, slot, BITS, BLOCK_M, WARPS
-        )
-        slot = following
-    async_copy.wait_group(0)
-    return sums
+        in_flight = operands if BLOCK_M < 128 else (operands[STEPS - 1],)
+        waited = warpgroup_mma_wait(0, deps=sums + in_flight + (made,))
+        sums = _leading(waited, TILES)
+        weights = waited[len(waited) - 1]
+        # All warps have read the stage.
+        barrier()
+        mbarrier.arrive(empty.index(used), count=1)
+        scale_words, next_scales = next_scales, later_scales
+    return sums, slot, phase
+
+
+@gluon.jit
+def _with(values, PLACE: gl.constexpr, value):
+    """The values, one of them replaced."""
+    result = ()
+    for index in gl.static_range(len(values)):
+        result = result + (value if index == PLACE else values[index],)
+    return result
+
+
+@gluon.jit
+def _leading(values, COUNT: gl.constexpr):
+    result = ()
+    for index in gl.static_range(COUNT):
+        result = result + (values[index],)
+    return result
 
 
 @triton.constexpr_function
@@ -276,73 +167,67 @@ def _widest(widths):
     return widths[-1]
 
 
-@gluon.jit(do_not_specialize=["m", "units_k"])
+@gluon.jit(do_not_specialize=["m", "units_k", "rows"])
 def _wide_kernel(
-    x_ptr, tile_widths, row_places, plane0, plane1, plane2, plane3, plane4, scales, bias, y_ptr, workspace, locks,
-    m, n, n_padded, units_k, rows,
+    x_desc, token_profiles, profile_widths, plane0, plane1, plane2, plane3, plane4, scales, bias, y_ptr, workspace, locks,
+    places, m, n, units_n, units_k, rows,
     WIDTHS: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, HAS_BIAS: gl.constexpr, SPLIT: gl.constexpr,
-    BLOCK_M: gl.constexpr, WARPS: gl.constexpr, STAGES: gl.constexpr, PDL: gl.constexpr, CODE: gl.constexpr,
+    ROWS: gl.constexpr, BLOCK_M: gl.constexpr, TILES: gl.constexpr, STAGES: gl.constexpr,
+    REGISTERS: gl.constexpr, PDL: gl.constexpr, CODE: gl.constexpr,
 ):  # fmt: skip
-    """Grid: (row tiles, tiles of outputs, SPLIT)."""
+    """Grid: (SPLIT, tiles of outputs, row tiles), programs that share a tile side by side."""
     BITS: gl.constexpr = bits_needed(_widest(WIDTHS), RULE)
-    SUMS: gl.constexpr = _sums_layout(WARPS, BLOCK_M)
-    DTYPE: gl.constexpr = x_ptr.dtype.element_ty
-    row_tile, tile_n, split = gl.program_id(0), gl.program_id(1), gl.program_id(2)
+    DTYPE: gl.constexpr = y_ptr.dtype.element_ty
+    split, tile_n, row_tile = gl.program_id(0), gl.program_id(1), gl.program_id(2)
     if PDL:
         gl.inline_asm_elementwise("griddepcontrol.launch_dependents; // $0", "=r", (), gl.int32, False, 1)
-        gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", (), gl.int32, False, 1)
-    width = gl.load(tile_widths + row_tile)
-    if width != 0:
-        first, last = split * units_k // SPLIT, (split + 1) * units_k // SPLIT
-        tile = tile_n * WARPS
-        first_row = row_tile * BLOCK_M
-        SHARED: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_M, 128], DTYPE)
-        xs = gl.allocate_shared_memory(DTYPE, [STAGES, BLOCK_M, 128], SHARED)
-        ring = _ring(BITS, STAGES, WARPS)
-        planes = (plane0, plane1, plane2, plane3, plane4)
-        sums = gl.zeros([16 * WARPS, BLOCK_M], gl.float32, SUMS)
-        for index in gl.static_range(len(WIDTHS)):
-            if width == WIDTHS[index]:
-                sums = _tile_sums(
-                    xs, ring, x_ptr, planes, scales, first_row, rows, tile, first, last, units_k, WIDTHS[index], RULE, GROUP,
-                    BLOCK_M, WARPS, STAGES, CODE,
-                )  # fmt: skip
-        output = gl.arange(0, 16 * WARPS, layout=gl.SliceLayout(1, SUMS))
-        outputs = tile_n * (16 * WARPS) + output
-        place = first_row + gl.arange(0, BLOCK_M, layout=gl.SliceLayout(0, SUMS))
-        row = gl.load(row_places + place)
-        if SPLIT > 1:
-            # Every program leaves its sums; the last one to arrive adds them, always in the order of K.
-            share = rows.to(gl.int64) * n_padded
-            places = place[None, :].to(gl.int64) * n_padded + outputs[:, None]
-            mask = (row >= 0)[None, :] & (outputs < n_padded)[:, None]
-            gl.store(workspace + split * share + places, sums, mask=mask)
-            _barrier()
-            lock = locks + tile_n * gl.num_programs(0) + row_tile
-            arrived = gl.atomic_add(lock, 1, sem="acq_rel")
-            if arrived == SPLIT - 1:
-                sums = gl.zeros([16 * WARPS, BLOCK_M], gl.float32, SUMS)
-                for other in gl.static_range(SPLIT):
-                    sums += gl.load(workspace + other * share + places, mask=mask, other=0.0, cache_modifier=".cg")
-                gl.store(lock, 0)
-                _finish(sums, scales, bias, y_ptr, tile, row, outputs, output, n, RULE, GROUP, HAS_BIAS)
-        else:
-            _finish(sums, scales, bias, y_ptr, tile, row, outputs, output, n, RULE, GROUP, HAS_BIAS)
-
-
-@gluon.jit
-def _finish(
-    sums, scales, bias, y_ptr, tile, row, outputs, output, n, RULE: gl.constexpr, GROUP: gl.constexpr, HAS_BIAS: gl.constexpr
-):
-    sums *= factor(RULE)
-    exists = outputs < n
-    if GROUP == -1:
-        place = tile * 16 + output // 16 * 16 + output % 8 * 2 + output % 16 // 8
-        sums *= gl.load(scales + place, mask=exists, other=0.0).to(gl.float32)[:, None]
-    if HAS_BIAS:
-        sums += gl.load(bias + outputs, mask=exists, other=0.0).to(gl.float32)[:, None]
-    mask = (row >= 0)[None, :] & exists[:, None]
-    gl.store(y_ptr + (row[None, :].to(gl.int64) * n + outputs[:, None]), sums.to(y_ptr.dtype.element_ty), mask=mask)
+    # Step data are older than any kernel that may still run.
+    rows_of_widths = count_rows(token_profiles, profile_widths, m, WIDTHS, ROWS)
+    first, last = split * units_k // SPLIT, (split + 1) * units_k // SPLIT
+    tile, last_tile = tile_n * (WARPS * TILES * _GROUPS), units_n - 1
+    row_step = gl.num_programs(2)
+    first_lock = tile_n * (rows // BLOCK_M)
+    SHARED: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_M, 64], DTYPE)
+    xs = gl.allocate_shared_memory(DTYPE, [STAGES * 2, BLOCK_M, 64], SHARED)
+    ring = new_ring(BITS, STAGES, TILES * _GROUPS)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for stage in gl.static_range(STAGES):
+        # Each thread that copies says so when its words are there, and one announces the bytes of x.
+        mbarrier.init(full.index(stage), count=32 * WARPS + 1)
+        mbarrier.init(empty.index(stage), count=_GROUPS)
+    fence_async_shared()
+    barrier()
+    # Two warpgroups multiply, each a tile of its own, and one more brings what they need.
+    gl.warp_specialize(
+        [
+            (
+                _consume,
+                (
+                    xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, places, rows_of_widths, tile, last_tile,
+                    split, row_tile, row_step, first_lock, first, last, n, units_k,
+                    gl.constexpr(0), WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, BLOCK_M, TILES, STAGES, PDL, CODE,
+                ),
+            ),
+            (
+                _consume,
+                (
+                    xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, places, rows_of_widths, tile, last_tile,
+                    split, row_tile, row_step, first_lock, first, last, n, units_k,
+                    gl.constexpr(1), WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, BLOCK_M, TILES, STAGES, PDL, CODE,
+                ),
+            ),
+            (
+                bring,
+                (
+                    xs, ring, full, empty, x_desc, plane0, plane1, plane2, plane3, plane4, rows_of_widths, tile, last_tile,
+                    row_tile, row_step, rows, first, last, units_k, WIDTHS, RULE, BLOCK_M, TILES * _GROUPS, STAGES, PDL,
+                ),
+            ),
+        ],
+        [WARPS] * 2,
+        REGISTERS,
+    )  # fmt: skip
 
 
 def wide_gemm(
@@ -350,6 +235,8 @@ def wide_gemm(
     y: torch.Tensor,
     planes: Sequence[torch.Tensor],
     scales: torch.Tensor,
+    token_profiles: torch.Tensor,
+    profile_widths: torch.Tensor,
     widths: Sequence[int],
     group_size: int,
     rule: SliceRule,
@@ -357,13 +244,13 @@ def wide_gemm(
     locks: torch.Tensor,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Fill the rows of ``y`` that ``arranged`` has a width for with x @ W.T + bias, each at its width.
+    """Fill ``y`` with x @ W.T + bias, where row m of x meets the weights read at profile_widths[token_profiles[m]] bits.
 
     Args:
-        arranged: x, of ``arrange.arrange`` with the same ``config.block_m`` and ``widths``; bfloat16 or float16, on a Hopper
-            GPU.
+        arranged: x, of ``arrange.arrange`` with the same ``config.block_m``, profiles and ``widths``; bfloat16 or float16, on a
+            Hopper GPU.
         y: [M, N], dtype of x.
-        planes, scales, locks: as for ``gemm.sliced_gemm``.
+        planes, scales, token_profiles, profile_widths, locks: as for ``gemm.sliced_gemm``.
         widths: every width that a row may have, ascending.
         bias: [N], any floating type.
 
@@ -371,17 +258,27 @@ def wide_gemm(
         ``y``.
     """
     m, n = y.shape
+    units_n, units_k = scales.shape[0], planes[0].shape[1]
     rows = arranged.x.shape[1]
-    n_padded, units_k = scales.shape[0] * UNIT_N, planes[0].shape[1]
     split = min(config.split_k, units_k)
-    workspace = y.new_empty((split, rows, n_padded), dtype=torch.float32) if split > 1 else y
+    row_tiles = rows // config.block_m
+    # A batch of one width has this many row tiles; programs take those of more widths in turns.
+    programs_m = triton.cdiv(m, config.block_m)
+    block_n = config.block_n
+    tiles_n = triton.cdiv(units_n * UNIT_N, block_n)
+    workspace = y
+    if split > 1:
+        workspace = y.new_empty((tiles_n * row_tiles, split, config.block_m, block_n), dtype=torch.float32)
     given = [*planes, *[planes[0]] * (len(PLANE_WIDTHS) - len(planes))]
-    grid = (rows // config.block_m, n_padded // (UNIT_N * config.num_warps), split)
-    _wide_kernel[grid](
-        arranged.x, arranged.tile_widths, arranged.row_places, *given, scales, y if bias is None else bias, y, workspace, locks,
-        m, n, n_padded, units_k, rows,
-        WIDTHS=tuple(widths), RULE=rule, GROUP=group_size, HAS_BIAS=bias is not None, SPLIT=split, BLOCK_M=config.block_m,
-        WARPS=config.num_warps, STAGES=config.stages, PDL=config.pdl,
-        CODE=WideCode("bf16" if y.dtype == torch.bfloat16 else "f16"), num_warps=config.num_warps, launch_pdl=config.pdl,
+    block = [config.block_m, 64]
+    dtype = gl.bfloat16 if y.dtype == torch.bfloat16 else gl.float16
+    x = TensorDescriptor.from_tensor(arranged.x.view(-1, UNIT_K), block, gl.NVMMASharedLayout.get_default_for(block, dtype))
+    _wide_kernel[(split, tiles_n, programs_m)](
+        x, token_profiles, profile_widths, *given, scales, y if bias is None else bias, y, workspace, locks,
+        arranged.row_places, m, n, units_n, units_k, rows,
+        WIDTHS=tuple(widths), RULE=rule, GROUP=group_size, HAS_BIAS=bias is not None, SPLIT=split,
+        ROWS=max(triton.next_power_of_2(m), 128) if len(widths) > 1 else 1,
+        BLOCK_M=config.block_m, TILES=config.tiles, STAGES=config.stages, REGISTERS=REGISTERS,
+        PDL=config.pdl, CODE=WideCode("bf16" if y.dtype == torch.bfloat16 else "f16"), num_warps=4, launch_pdl=config.pdl,
     )  # fmt: skip
     return y

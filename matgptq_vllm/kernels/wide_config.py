@@ -1,23 +1,35 @@
 """When and how the wide product (kernels.wide) runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
 
-from matgptq_vllm.kernels.layout import PAD_N, UNIT_N, padded
+from matgptq_vllm.kernels.layout import UNIT_K, UNIT_N, padded
 
-WIDE_FROM = 33
-"""Rows from which it is faster than kernels.gemm, whose programs handle up to 32."""
+WIDE_FROM = 17
+"""Rows from which it is faster than the products for few rows."""
 
 CAPABILITY_MAJOR = 9
 """Hopper: the only GPUs with its tensor core instructions (wgmma)."""
 
-_PROGRAMS = {32: 4.0, 64: 2.0, 128: 1.0}
-"""Rows of a tile -> programs per multiprocessor that hide each other's waits; by measurement (docs/kernels.md)."""
+WARPS = 4
+"""Of a warpgroup."""
+
+GROUPS = 2
+"""Warpgroups of a program that multiply, each 64 * tiles outputs. One more brings what they need."""
+
+REGISTERS = (232, 40)
+"""Per thread of the second of them, and of the one that brings; the first has what is left, 232 too."""
 
 MAX_SPLIT = 8
+
+_ENDS = 5.0
+"""What a program's start and end take, in units of K; by measurement (docs/kernels.md)."""
+
+_SHARING = 3.0
+"""What adding up the shares of a tile takes, in units of K."""
 
 
 @dataclass(frozen=True)
@@ -25,19 +37,33 @@ class WideConfig:
     """One way to run the wide product. Any is right for any shape; they differ in speed only."""
 
     block_m: int
-    """Rows per program: 32, 64 or 128."""
+    """Rows per program: 16, 32, 64, 128 or 256."""
 
     split_k: int
     """Programs that share one tile, each with a part of K; their sums are added in order."""
 
-    num_warps: int = 4
-    """Warps per program, each with 16 outputs: 4 or, where 128 divides the padded outputs, 8."""
+    tiles: int = 2
+    """Units of 16 outputs per warp: 1 or 2."""
 
     stages: int = 3
     """Units of K in shared memory."""
 
     pdl: bool = True
     """Whether the kernel may start before the one before it ends."""
+
+    @property
+    def block_n(self) -> int:
+        """Outputs per program."""
+        return UNIT_N * WARPS * self.tiles * GROUPS
+
+
+_BY_ROWS = {
+    32: WideConfig(32, 1, stages=4),
+    64: WideConfig(64, 1, stages=4),
+    128: WideConfig(128, 1, stages=3),
+    256: WideConfig(256, 1, tiles=1, stages=2),
+}
+"""By the range of M; K is not split yet."""
 
 
 @lru_cache(maxsize=16)
@@ -51,18 +77,18 @@ def wide_runs(device: torch.device) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def wide_config(bucket: int, n: int, num_sms: int) -> WideConfig:
-    """The configuration for a range of M (kernels.tables.bucket) and a layer with ``n`` outputs.
+def wide_config(bucket: int, n: int, k: int, num_sms: int) -> WideConfig:
+    """The configuration for a range of M (kernels.tables.bucket) and a layer of ``n`` outputs and ``k`` inputs.
 
-    K is split into a power of two of shares, so that about as many programs run as hide each other's waits.
+    K is split such that programs, of which each multiprocessor runs one at a time, are done soonest.
     """
-    block_m = min(max(bucket, min(_PROGRAMS)), max(_PROGRAMS))
-    row_tiles, padded_n = -(-bucket // block_m), padded(n, PAD_N)
-    # Wider programs read x less often, where enough of them are left.
-    num_warps = 8 if block_m == max(_PROGRAMS) and padded_n % 128 == 0 and row_tiles * padded_n // 128 >= num_sms else 4
-    tiles = row_tiles * padded_n // (UNIT_N * num_warps)
-    wanted = _PROGRAMS[block_m] * num_sms / tiles
-    split = 1
-    while split < MAX_SPLIT and split * 2 <= wanted * 1.25:
-        split *= 2
-    return WideConfig(block_m, split, num_warps)
+    config = _BY_ROWS[min(max(bucket, min(_BY_ROWS)), max(_BY_ROWS))]
+    tiles = -(-bucket // config.block_m) * -(-n // config.block_n)
+    units = padded(k, UNIT_K) // UNIT_K
+
+    def length(split: int) -> float:
+        rounds = -(-tiles * split // num_sms)
+        return rounds * (-(-units // split) + _ENDS) + (_SHARING if split > 1 else 0.0)
+
+    split = min(range(1, min(MAX_SPLIT, units) + 1), key=length)
+    return replace(config, split_k=split)

@@ -11,37 +11,47 @@ import torch
 from matgptq_vllm.kernels.wide_config import CAPABILITY_MAJOR
 
 COMPILE = """
-import json, sys, triton
+import json, subprocess, sys, triton
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.backends.compiler import GPUTarget
+from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 from matgptq_vllm.kernels import wide
+from matgptq_vllm.kernels.wide_config import REGISTERS
 from matgptq_vllm.kernels.wide_ptx import WideCode
 
-POINTERS = {"tile_widths": "*i32", "row_places": "*i32", **{f"plane{index}": "*i32" for index in range(5)}}
+POINTERS = {"token_profiles": "*i32", "profile_widths": "*i32", **{f"plane{index}": "*i32" for index in range(5)}}
 
-def compiled(widths, group, block_m, warps, split, dtype, scales, rule="curved", bias=True):
-    x = "*" + dtype
+def compiled(widths, group, block_m, tiles, split, dtype, scales, rule="curved", bias=True):
+    y, block = "*" + dtype, [block_m, 64]
+    layout = gl.NVMMASharedLayout.get_default_for(block, gl.bfloat16 if dtype == "bf16" else gl.float16)
     signature = dict(
-        x_ptr=x, **POINTERS, scales="*" + scales, bias=x, y_ptr=x, workspace="*fp32", locks="*i32", m="i32", n="i32",
-        n_padded="i32", units_k="i32", rows="i32",
+        x_desc=f"tensordesc<{dtype}{block},{layout!r}>", **POINTERS, scales="*" + scales, bias=y, y_ptr=y, workspace="*fp32",
+        locks="*i32", places="*i32", m="i32", n="i32", units_n="i32", units_k="i32", rows="i32",
     )
     constants = dict(
-        WIDTHS=widths, RULE=rule, GROUP=group, HAS_BIAS=bias, SPLIT=split, BLOCK_M=block_m, WARPS=warps, STAGES=3, PDL=True,
-        CODE=WideCode("bf16" if dtype == "bf16" else "f16"),
+        WIDTHS=widths, RULE=rule, GROUP=group, HAS_BIAS=bias, SPLIT=split, ROWS=256, BLOCK_M=block_m, TILES=tiles,
+        STAGES=2 if block_m == 256 else 3, REGISTERS=REGISTERS, PDL=True, CODE=WideCode("bf16" if dtype == "bf16" else "f16"),
     )
-    aligned = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(signature) if name not in ("m", "units_k")}
+    unknown = ("x_desc", "m", "units_n", "units_k", "rows")
+    aligned = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(signature) if name not in unknown}
     source = GluonASTSource(wide._wide_kernel, {**signature, **{name: "constexpr" for name in constants}}, constants, aligned)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
 
 found = {}
 for case in (
-    ((2, 3, 4, 6, 8), 128, 64, 4, 2, "bf16", "bf16"),
-    ((8,), -1, 128, 8, 1, "bf16", "fp32", "round", False),
-    ((2, 4), 32, 32, 4, 1, "fp16", "fp32"),
-    ((3,), 64, 64, 4, 1, "bf16", "bf16", "nested"),
+    ((2, 3, 4, 6, 8), 128, 128, 2, 2, "bf16", "bf16"),
+    ((8,), -1, 256, 1, 1, "bf16", "fp32", "round", False),
+    ((2, 4), 32, 32, 1, 1, "fp16", "fp32"),
+    ((3,), 64, 64, 2, 1, "bf16", "bf16", "nested"),
 ):
     kernel = compiled(*case)
-    found[str(case)] = [kernel.asm["ptx"].count("wgmma.mma_async"), kernel.metadata.shared]
+    ptx = kernel.asm["ptx"]
+    with open(sys.argv[1] + ".ptx", "w") as file:
+        file.write(ptx)
+    command = [get_ptxas(90).path, "-v", "--gpu-name=sm_90a", sys.argv[1] + ".ptx", "-o", sys.argv[1] + ".cubin"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    found[str(case)] = [ptx.count("wgmma.mma_async"), kernel.metadata.shared, "serialized" in said]
 json.dump(found, open(sys.argv[1], "w"))
 """
 
@@ -57,10 +67,11 @@ from matgptq_vllm.kernels.wide_config import WideConfig
 LAYOUT, WIDTHS, found = PlaneLayout(), (2, 3, 4, 6, 8), {}
 table = torch.tensor(WIDTHS, dtype=torch.int32, device="cuda")
 for rule, (n, k, group, dtype, config) in (
-    ("curved", (192, 1024, 128, torch.bfloat16, WideConfig(64, 2))),
-    ("nested", (130, 648, 32, torch.float16, WideConfig(32, 3))),
-    ("round", (72, 2048, -1, torch.bfloat16, WideConfig(128, 1))),
-    ("curved", (256, 896, 64, torch.bfloat16, WideConfig(128, 1, num_warps=8))),
+    ("curved", (192, 1024, 128, torch.bfloat16, WideConfig(64, 2, stages=4))),
+    ("nested", (130, 648, 32, torch.float16, WideConfig(32, 3, stages=4))),
+    ("round", (72, 2048, -1, torch.bfloat16, WideConfig(256, 1, tiles=1, stages=2))),
+    ("curved", (256, 896, 64, torch.bfloat16, WideConfig(128, 1))),
+    ("curved", (4096, 1024, 128, torch.float16, WideConfig(128, 8))),
 ):
     generator = torch.Generator().manual_seed(n)
     codes = torch.randint(0, 256, (n, k), dtype=torch.uint8, generator=generator).cuda()
@@ -73,7 +84,9 @@ for rule, (n, k, group, dtype, config) in (
         for name, profiles in (("mixed", mixed), ("4", torch.full_like(mixed, 2))):
             y = torch.full((m, n), float("nan"), dtype=dtype, device="cuda")
             arranged = arrange(x, profiles, table, WIDTHS, config.block_m, config.pdl)
-            wide_gemm(arranged, y, layer.planes, layer.scales, WIDTHS, group, rule, config, layer.locks, bias)
+            wide_gemm(
+                arranged, y, layer.planes, layer.scales, profiles, table, WIDTHS, group, rule, config, layer.locks, bias
+            )
             expected = torch.stack([
                 x[row].double() @ dequantize(codes, scales, WIDTHS[profile], rule, group, torch.float64).T + bias.double()
                 for row, profile in enumerate(profiles.tolist())
@@ -92,9 +105,11 @@ def test_it_compiles_to_asynchronous_products_and_fits_into_shared_memory(tmp_pa
     with open(path) as file:
         found = json.load(file)
     assert len(found) == 4
-    for products, shared in found.values():
+    for products, shared, serialized in found.values():
         assert products >= 8
         assert shared <= 227 << 10
+        # Where registers are short, every product waits for the one before it.
+        assert not serialized
 
 
 @pytest.mark.skipif(not ON_HOPPER, reason="needs a Hopper GPU: wgmma runs nowhere else")

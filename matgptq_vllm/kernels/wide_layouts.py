@@ -1,0 +1,38 @@
+"""What the parts of the wide product (kernels.wide) share: layouts of registers, and names that releases of Triton change."""
+
+import triton
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+# Triton 3.6 has another name than later releases.
+barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+
+WARPS = gl.constexpr(4)
+"""Of a warpgroup, which is who multiplies and who copies."""
+
+
+@triton.constexpr_function
+def warp_bases(warps, dims, stride):
+    bases, warp = [], 1
+    while warp < warps:
+        bases.append([warp * stride] + [0] * (dims - 1))
+        warp *= 2
+    return bases
+
+
+@triton.constexpr_function
+def words_layout(warps, count, tiles=1):
+    """[tiles * warps * 32 * count]: ``count`` adjacent words per lane, 1, 2 or 4, of tiles w, warps + w, ... for warp w."""
+    registers = [[1], [2]][: count // 2] + [[32 * count * warps * (1 << bit)] for bit in range(tiles.bit_length() - 1)]
+    lanes = [[count << bit] for bit in range(5)]
+    return gl.DistributedLinearLayout(registers, lanes, warp_bases(warps, 1, 32 * count), [], [tiles * warps * 32 * count])
+
+
+@triton.constexpr_function
+def sums_layout(warps, rows):
+    return gl.NVMMADistributedLayout([3, 0], [warps, 1], [16, rows, 16])
+
+
+@gluon.jit
+def wait_for_x():
+    gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", (), gl.int32, False, 1)
