@@ -1,5 +1,5 @@
-"""The few PTX instructions of kernels.lanes_ptx and kernels.expand_ptx that compute, in numpy: so that their assembly is tested
-where there is no GPU."""
+"""The few PTX instructions of kernels.lanes_ptx, kernels.digits_ptx and kernels.expand_ptx that compute, in numpy: so that
+their assembly is tested where there is no GPU."""
 
 import re
 
@@ -49,6 +49,10 @@ def _execute(instruction: str, sources: list[str], value, dtype: str) -> Words: 
         return (operands[0].astype(np.uint64) << operands[1]).astype(np.uint32)
     if name == "shr":
         return operands[0] >> operands[1]
+    if name in ("and", "xor"):
+        return operands[0] & operands[1] if name == "and" else operands[0] ^ operands[1]
+    if name == "prmt":
+        return _prmt(*operands)
     if name == "lop3":
         return _lop3(*operands, table=int(sources[3], 0))
     if name == "cvt":
@@ -79,6 +83,16 @@ def _lop3(a: Words, b: Words, c: Words, table: int) -> Words:
     for case in range(8):
         if table >> case & 1:
             result |= (a if case & 4 else ~a) & (b if case & 2 else ~b) & (c if case & 1 else ~c)
+    return result
+
+
+def _prmt(a: Words, b: Words, selector: Words) -> Words:
+    result = np.zeros_like(a)
+    for place in range(4):
+        chosen = selector >> np.uint32(4 * place)
+        assert not (chosen & np.uint32(8)).any(), "copies of a sign are not emulated"
+        word = np.where(chosen & np.uint32(4), b, a)
+        result |= (word >> (chosen & np.uint32(3)) * np.uint32(8) & np.uint32(0xFF)) << np.uint32(8 * place)
     return result
 
 

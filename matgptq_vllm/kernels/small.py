@@ -1,0 +1,555 @@
+"""The product for up to 16 rows on Hopper: y = x @ W.T, each row at its own width; x is made ready once per program.
+
+A program has some tiles of 16 outputs and a part of K. Its warps read words of the planes straight to registers, some units ahead,
+as in kernels.gemm; x goes through shared memory, where all tiles find it, in the order in which a lane needs it. Rows whose
+width ``takes_digits`` (kernels.digits_ptx) are there as two digits per number, and are multiplied in integers; the others as they
+are.
+
+    shared memory, words of 4 bytes    [unit, piece, row, j, 4]    the 8 numbers of columns 8j on of a piece: two of 16 bits per
+                                                                   word, or upper digits (2 words) and lower digits
+    scales of x, float32               [unit, 8 or 16 rows]        level unit times step, for rows of digits
+
+As in kernels.lanes, a lane holds words and sums as one-dimensional tensors, an element per thread. Warp w has tile w modulo the
+number of tiles. Written in Gluon, Triton's language of explicit layouts.
+"""
+
+# Gluon has no unpacking inside a tuple.
+# ruff: noqa: RUF005
+
+from collections.abc import Sequence
+
+import torch
+import triton
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from matgptq_vllm.core.slicing import SliceRule
+from matgptq_vllm.kernels import digits_ptx, small_config
+from matgptq_vllm.kernels.digits_ptx import DIGIT_STEPS, SUM_START, SmallCode
+from matgptq_vllm.kernels.gemm import add_scaled, load_tile, readable, with_slot
+from matgptq_vllm.kernels.lanes import bits_needed, both_scales, factor, multiply, num_terms, piece_weights, place_of
+from matgptq_vllm.kernels.layout import PLANE_WIDTHS, UNIT_N
+from matgptq_vllm.kernels.small_config import SmallConfig
+
+# Triton 3.6 has other names than later releases.
+_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+
+_STEPS = gl.constexpr(float(DIGIT_STEPS))
+_ROUND = gl.constexpr(SUM_START + 128.0)
+_LOWER_START = gl.constexpr(SUM_START * (1.0 + 1.0 / 256.0))
+_TINY = gl.constexpr(0x0DA24260)  # 1e-30: what is less than it times 127 counts as zero
+
+takes_digits = triton.constexpr_function(digits_ptx.takes_digits)
+
+
+@triton.constexpr_function
+def _level_bytes(code, width, half, rule):
+    return code.level_bytes(width, half, rule)
+
+
+@triton.constexpr_function
+def _digit_product(code, first):
+    return code.digit_product(first)
+
+
+@triton.constexpr_function
+def _digit_words(code):
+    return code.digit_words()
+
+
+@triton.constexpr_function
+def _unit_scale(code, width, rule):
+    return code.unit_scale(width, rule)
+
+
+@triton.constexpr_function
+def _alone(width):
+    return (width,)
+
+
+@triton.constexpr_function
+def _none(count):
+    return ((),) * count
+
+
+@triton.constexpr_function
+def _element_layout(warps):
+    return gl.BlockedLayout([1], [32], [warps], [0])
+
+
+@triton.constexpr_function
+def _lanes_layout(shares, tiles, rows, before, last):
+    """[shares, tiles, before, 8 / rows, rows, 4, last]: one element per lane 4g + j of ``before`` and ``last``, g = two axes."""
+    low = min(rows, 8)
+    shape = [shares, tiles, before, 8 // low, low, 4, last]
+
+    def bases(axis):
+        return [[1 << bit if place == axis else 0 for place in range(7)] for bit in range(shape[axis].bit_length() - 1)]
+
+    lanes, warps = bases(5) + bases(4) + bases(3), bases(1) + bases(0)
+    return gl.DistributedLinearLayout(bases(6) + bases(2), lanes, warps, [], shape)
+
+
+@triton.constexpr_function
+def _units_at_once(share, rows, warps):
+    """Units of K of which x is made ready at once: at most 64 numbers per thread."""
+    units = max(2 * warps // rows, 1)
+    while units < share and units * 2 * rows <= 16 * warps:
+        units *= 2
+    return units
+
+
+@triton.constexpr_function
+def _room(share, at_once, shares):
+    """Units in shared memory: whole steps of all loops, and whole parts made ready at once."""
+    step = max(at_once, shares * small_config.MAX_DEPTH)
+    return -(-share // step) * step
+
+
+@gluon.jit
+def _halves(given, THREADS: gl.constexpr, HALF: gl.constexpr):
+    """[THREADS, 2 * HALF] -> two [THREADS, HALF]."""
+    return gl.split(gl.permute(gl.reshape(given, (THREADS, 2, HALF)), (0, 2, 1)))
+
+
+@gluon.jit
+def _parts(given, THREADS: gl.constexpr, COUNT: gl.constexpr, LAYOUT: gl.constexpr):
+    """[THREADS, COUNT], a thread's elements in a row -> COUNT tensors [THREADS]."""
+    parts = (gl.reshape(given, (THREADS, COUNT)),)
+    for level in gl.static_range(COUNT.bit_length() - 1):
+        halves = ()
+        for index in gl.static_range(len(parts)):
+            halves = halves + _halves(parts[index], THREADS, COUNT >> (level + 1))
+        parts = halves
+    result = ()
+    for index in gl.static_range(len(parts)):
+        result = result + (gl.convert_layout(gl.reshape(parts[index], (THREADS,)), LAYOUT, assert_trivial=True),)
+    return result
+
+
+@gluon.jit
+def _for_lanes(shared, BEFORE: gl.constexpr, LAST: gl.constexpr, ROWS: gl.constexpr, SHARES: gl.constexpr, TILES: gl.constexpr):
+    """Shared memory [SHARES, BEFORE, rows (at most 8), 4, LAST] -> BEFORE * LAST tensors, an element per thread."""
+    LAYOUT: gl.constexpr = _lanes_layout(SHARES, TILES, ROWS, BEFORE, LAST)
+    LOW: gl.constexpr = min(ROWS, 8)
+    WARPS: gl.constexpr = SHARES * TILES
+    found = shared.load(gl.SliceLayout(1, gl.SliceLayout(3, LAYOUT)))
+    found = gl.expand_dims(gl.expand_dims(found, 1), 3)
+    zeros = gl.full((SHARES, TILES, BEFORE, 8 // LOW, LOW, 4, LAST), 0, found.dtype, LAYOUT)
+    found, _ = gl.broadcast(found, zeros)
+    found = gl.permute(found, (0, 1, 3, 4, 5, 2, 6))
+    return _parts(found, 32 * WARPS, BEFORE * LAST, _element_layout(WARPS))
+
+
+@gluon.jit
+def _scales_for_lanes(
+    shared, TILES_M: gl.constexpr, ROWS: gl.constexpr, SHARES: gl.constexpr, TILES: gl.constexpr
+):  # fmt: skip
+    """Shared memory [SHARES, TILES_M, 4, 2] -> for every 8 rows, the scales of rows 2j and 2j + 1."""
+    LAYOUT: gl.constexpr = _lanes_layout(SHARES, TILES, 8, TILES_M, 2)
+    WARPS: gl.constexpr = SHARES * TILES
+    found = shared.load(gl.SliceLayout(1, gl.SliceLayout(3, gl.SliceLayout(4, LAYOUT))))
+    found = gl.expand_dims(gl.expand_dims(gl.expand_dims(found, 1), 3), 4)
+    zeros = gl.full((SHARES, TILES, TILES_M, 1, 8, 4, 2), 0.0, gl.float32, LAYOUT)
+    found, _ = gl.broadcast(found, zeros)
+    found = gl.permute(found, (0, 1, 3, 4, 5, 2, 6))
+    return _parts(found, 32 * WARPS, 2 * TILES_M, _element_layout(WARPS))
+
+
+@gluon.jit
+def _prepare(
+    xs, x_scales, x_ptr, token_profiles, profile_widths, m, first, last, k, stride_x,
+    WIDTHS: gl.constexpr, RULE: gl.constexpr, ROWS: gl.constexpr, WARPS: gl.constexpr, ROOM: gl.constexpr, UNITS: gl.constexpr,
+    CODE: gl.constexpr,
+):  # fmt: skip
+    """Bring x of units first to last into shared memory, UNITS at once; what is beyond is 0."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [WARPS, 1], [1, 0])
+    PAIRS: gl.constexpr = UNITS * ROWS
+    pair = gl.arange(0, PAIRS, layout=gl.SliceLayout(1, LAYOUT))
+    column = gl.arange(0, 128, layout=gl.SliceLayout(0, LAYOUT))
+    row = pair % ROWS
+    exists = row < m
+    if len(WIDTHS) > 1:
+        profile = gl.load(token_profiles + row, mask=exists, other=0)
+        width = gl.load(profile_widths + profile, mask=exists, other=0)
+        in_digits = width < 0
+        unit_scale = gl.full((PAIRS,), 0.0, gl.float32, gl.SliceLayout(1, LAYOUT))
+        for index in gl.static_range(len(WIDTHS)):
+            if takes_digits(WIDTHS[index], RULE):
+                in_digits = in_digits | (width == WIDTHS[index])
+                unit_scale = gl.where(width == WIDTHS[index], _unit_scale(CODE, WIDTHS[index], RULE), unit_scale)
+    else:
+        unit_scale = gl.full((PAIRS,), _unit_scale(CODE, WIDTHS[0], RULE), gl.float32, gl.SliceLayout(1, LAYOUT))
+    start = x_ptr + row.to(gl.int64) * stride_x
+    for number in range(ROOM // UNITS):
+        unit = first + number * UNITS + pair // ROWS
+        columns = unit[:, None] * 128 + column[None, :]
+        x = gl.load(start[:, None] + columns, mask=(exists & (unit < last))[:, None] & (columns < k), other=0.0)
+        words = x.to(gl.int16, bitcast=True)
+        if takes_digits(WIDTHS[0], RULE):
+            # As integers, NaN is the greatest, so that it is not lost.
+            wide = x.to(gl.float32)
+            greatest = gl.max(wide.to(gl.int32, bitcast=True) & 0x7FFFFFFF, axis=1)
+            greatest = gl.maximum(greatest, _TINY).to(gl.float32, bitcast=True)
+            steps = wide * (_STEPS / greatest)[:, None] + _ROUND
+            assembly: gl.constexpr = _digit_words(CODE)
+            digits = gl.inline_asm_elementwise(
+                assembly[0], assembly[1], (steps.to(gl.int32, bitcast=True),), gl.int16, True, 8
+            )  # fmt: skip
+            if len(WIDTHS) > 1:
+                words = gl.where(in_digits[:, None], digits, words)
+            else:
+                words = digits
+            SCALES: gl.constexpr = 8 if ROWS < 8 else ROWS
+            view = x_scales._reinterpret(gl.float32, (ROOM // UNITS, UNITS, SCALES), _flat(2)).index(number)
+            if ROWS < 8:
+                view = view.slice(0, ROWS, dim=1)
+            view.store(gl.reshape(greatest * unit_scale, (UNITS, ROWS)))
+        words = gl.permute(gl.reshape(words, (UNITS, ROWS, 4, 4, 8)), (0, 2, 1, 3, 4))
+        xs._reinterpret(gl.int16, (ROOM // UNITS, UNITS, 4, ROWS, 4, 8), _flat(5)).index(number).store(words)
+
+
+@triton.constexpr_function
+def _flat(rank):
+    return gl.SwizzledSharedLayout(1, 1, 1, list(reversed(range(rank))))
+
+
+@gluon.jit
+def _share_sums(
+    x_ptr, planes, scales, token_profiles, profile_widths, has, sum_widths, xs, x_scales, first_tile, first, last, units_k, m, k,
+    stride_x,
+    WIDTHS: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, ROWS: gl.constexpr, TILES: gl.constexpr,
+    SHARES: gl.constexpr, DEPTH: gl.constexpr, ROOM: gl.constexpr, UNITS: gl.constexpr, PDL: gl.constexpr, CODE: gl.constexpr,
+):  # fmt: skip
+    """Sums over units first to last of a program's tiles, as lanes hold them: four float32 per 8 rows."""
+    BITS: gl.constexpr = bits_needed(WIDTHS[len(WIDTHS) - 1], RULE)
+    WARPS: gl.constexpr = TILES * SHARES
+    TILES_M: gl.constexpr = (ROWS + 7) // 8
+    LOW: gl.constexpr = min(ROWS, 8)
+    thread = gl.arange(0, 32 * WARPS, layout=_element_layout(WARPS))
+    lane, warp = thread % 32, thread // 32
+    tile, unit = first_tile + warp % TILES, first + warp // TILES
+    slots = ()
+    for slot in gl.static_range(DEPTH):
+        slots = slots + (
+            load_tile(planes, scales, tile, unit + slot * SHARES, unit + slot * SHARES < last, lane, units_k, has, WIDTHS, RULE,
+                      GROUP, BITS, CODE),
+        )  # fmt: skip
+    if PDL:
+        # Weights are older than any kernel that may still run; x is not.
+        gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", (), gl.int32, False, 1)
+    _prepare(
+        xs, x_scales, x_ptr, token_profiles, profile_widths, m, first, last, k, stride_x, WIDTHS, RULE, ROWS, WARPS, ROOM, UNITS,
+        CODE,
+    )  # fmt: skip
+    _barrier()
+    x_view = xs._reinterpret(gl.int32, (ROOM // SHARES, SHARES, 4 * TILES_M, LOW, 4, 4), _flat(5))
+    scale_view = x_scales._reinterpret(gl.float32, (ROOM // SHARES, SHARES, TILES_M, 4, 2), _flat(4))
+    totals = _no_sums(TILES_M, WARPS)
+    steps = (last - first + SHARES * DEPTH - 1) // (SHARES * DEPTH)
+    for step in range(steps):
+        for slot in gl.static_range(DEPTH):
+            x = _for_lanes(x_view.index(step * DEPTH + slot), 4 * TILES_M, 4, ROWS, SHARES, TILES)
+            steps_of_x = ()
+            if takes_digits(WIDTHS[0], RULE):
+                steps_of_x = _scales_for_lanes(scale_view.index(step * DEPTH + slot), TILES_M, ROWS, SHARES, TILES)
+            for index in gl.static_range(len(WIDTHS)):
+                if len(WIDTHS) == 1:
+                    totals = _use_unit(
+                        slots[slot], x, steps_of_x, totals, sum_widths, WIDTHS[index], False, RULE, GROUP, TILES_M, CODE
+                    )
+                else:
+                    if has[index]:
+                        totals = _use_unit(
+                            slots[slot], x, steps_of_x, totals, sum_widths, WIDTHS[index], True, RULE, GROUP, TILES_M, CODE
+                        )
+            # Loads after the last step would keep its end waiting.
+            if step + 1 < steps:
+                following = unit + (DEPTH + slot) * SHARES
+                slots = with_slot(
+                    slots,
+                    slot,
+                    load_tile(planes, scales, tile, following, following < last, lane, units_k, has, WIDTHS, RULE, GROUP, BITS,
+                              CODE),
+                    DEPTH,
+                )  # fmt: skip
+        unit += SHARES * DEPTH
+    return totals
+
+
+@gluon.jit
+def _no_sums(TILES_M: gl.constexpr, WARPS: gl.constexpr):
+    """Zeros, as lanes hold sums."""
+    zero = gl.full((32 * WARPS,), 0.0, gl.float32, _element_layout(WARPS))
+    sums = ()
+    for _ in gl.static_range(TILES_M):
+        sums = sums + ((zero, zero, zero, zero),)
+    return sums
+
+
+@gluon.jit
+def _use_unit(
+    tile, x, steps_of_x, totals, sum_widths,
+    WIDTH: gl.constexpr, SEVERAL: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, TILES_M: gl.constexpr,
+    CODE: gl.constexpr,
+):  # fmt: skip
+    """totals plus the products of a unit, its weights read at WIDTH; only for rows of that width if there are several."""
+    PIECES: gl.constexpr = 4 if GROUP == -1 else GROUP // 32
+    for group in gl.static_range(4 // PIECES):
+        upper, lower = both_scales(tile[1][group])
+        if takes_digits(WIDTH, RULE):
+            sums = _digit_sums(tile[0], x, group * PIECES, PIECES, WIDTH, RULE, TILES_M, CODE)
+        else:
+            sums = _number_sums(tile[0], x, group * PIECES, PIECES, WIDTH, RULE, TILES_M, CODE)
+        scaled = ()
+        for rows in gl.static_range(TILES_M):
+            if takes_digits(WIDTH, RULE):
+                even, odd = steps_of_x[2 * rows], steps_of_x[2 * rows + 1]
+                part = (sums[rows][0] * even, sums[rows][1] * odd, sums[rows][2] * even, sums[rows][3] * odd)
+            else:
+                part = sums[rows]
+            scaled = scaled + (add_scaled(totals[rows], part, upper, lower, sum_widths[rows], WIDTH, SEVERAL),)
+        totals = scaled
+    return totals
+
+
+@gluon.jit
+def _number_sums(
+    words, x, FIRST: gl.constexpr, PIECES: gl.constexpr, WIDTH: gl.constexpr, RULE: gl.constexpr, TILES_M: gl.constexpr,
+    CODE: gl.constexpr,
+):  # fmt: skip
+    """Sums of pieces for every 8 rows, of products of numbers."""
+    sums = ()
+    for _ in gl.static_range(TILES_M):
+        sums = sums + ((),)
+    for part in gl.static_range(PIECES):
+        pairs = piece_weights(words, FIRST + part, WIDTH, RULE, CODE)
+        result = ()
+        for rows in gl.static_range(TILES_M):
+            result = result + (
+                multiply(pairs, _four(x, (FIRST + part) * TILES_M + rows), sums[rows], num_terms(WIDTH, RULE), part == 0, CODE),
+            )
+        sums = result
+    return sums
+
+
+@gluon.jit
+def _four(x, NUMBER: gl.constexpr):
+    return (x[4 * NUMBER], x[4 * NUMBER + 1], x[4 * NUMBER + 2], x[4 * NUMBER + 3])
+
+
+@gluon.jit
+def _bytes(words, PIECE: gl.constexpr, WIDTH: gl.constexpr, RULE: gl.constexpr, CODE: gl.constexpr):
+    """Weights of a piece from the words of a unit: the left operand of a product of bytes."""
+    given = (words[place_of(PIECE, 0)],)
+    if bits_needed(WIDTH, RULE) >= 3:
+        given = given + (words[place_of(PIECE, 1)],)
+    assembly: gl.constexpr = _level_bytes(CODE, WIDTH, PIECE % 2, RULE)
+    return gl.inline_asm_elementwise(assembly[0], assembly[1], given, (gl.int32,) * 4, True, 1)
+
+
+@gluon.jit
+def _multiply_digits(weights, first, second, sums, FIRST: gl.constexpr, CODE: gl.constexpr):
+    given = weights + (first, second)
+    if not FIRST:
+        given = given + sums
+    assembly: gl.constexpr = _digit_product(CODE, FIRST)
+    return gl.inline_asm_elementwise(assembly[0], assembly[1], given, (gl.int32,) * 4, True, 1)
+
+
+@gluon.jit
+def _digit_sums(
+    words, x, FIRST: gl.constexpr, PIECES: gl.constexpr, WIDTH: gl.constexpr, RULE: gl.constexpr, TILES_M: gl.constexpr,
+    CODE: gl.constexpr,
+):  # fmt: skip
+    """As ``_number_sums``, in integers: float32, in steps of the upper digit."""
+    sums = ()
+    for _ in gl.static_range(TILES_M):
+        sums = sums + (((), ()),)
+    for part in gl.static_range(PIECES):
+        weights = _bytes(words, FIRST + part, WIDTH, RULE, CODE)
+        result = ()
+        for rows in gl.static_range(TILES_M):
+            digits = _four(x, (FIRST + part) * TILES_M + rows)
+            upper = _multiply_digits(weights, digits[0], digits[1], sums[rows][0], part == 0, CODE)
+            lower = _multiply_digits(weights, digits[2], digits[3], sums[rows][1], part == 0, CODE)
+            result = result + ((upper, lower),)
+        sums = result
+    result = ()
+    for rows in gl.static_range(TILES_M):
+        numbers = ()
+        for index in gl.static_range(4):
+            upper = sums[rows][0][index].to(gl.float32, bitcast=True) - _LOWER_START
+            numbers = numbers + (gl.fma(sums[rows][1][index].to(gl.float32, bitcast=True), 1.0 / 256.0, upper),)
+        result = result + (numbers,)
+    return result
+
+
+@gluon.jit
+def _tile_of_sums(totals, TILES_M: gl.constexpr, TILES: gl.constexpr, SHARES: gl.constexpr):
+    """Sums as lanes hold them, those of warps that share a tile added up -> [8 * TILES_M, 16 * TILES]."""
+    tiles = ()
+    for rows in gl.static_range(TILES_M):
+        sums = totals[rows]
+        upper, lower = gl.join(sums[0], sums[1]), gl.join(sums[2], sums[3])
+        # share, tile, g, j, odd row, output + 8
+        lanes = gl.reshape(gl.join(upper, lower), (SHARES, TILES, 8, 4, 2, 2))
+        tiles = tiles + (gl.reshape(gl.permute(lanes, (0, 3, 4, 1, 5, 2)), (SHARES, 8, 16 * TILES)),)
+    if TILES_M == 1:
+        result = tiles[0]
+    else:
+        result = gl.reshape(gl.permute(gl.join(tiles[0], tiles[1]), (0, 3, 1, 2)), (SHARES, 16, 16 * TILES))
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [SHARES * TILES, 1], [1, 0])
+    return gl.convert_layout(gl.sum(result, axis=0), LAYOUT)
+
+
+@gluon.jit
+def _widths_of(token_profiles, profile_widths, rows, m):
+    """Widths of rows; 0 of those that do not exist."""
+    profiles = gl.load(token_profiles + rows, mask=rows < m, other=0)
+    return gl.load(profile_widths + profiles, mask=rows < m, other=0)
+
+
+@gluon.jit
+def _present(widths, WIDTHS: gl.constexpr):
+    """Which of WIDTHS are among those of the rows."""
+    has = ()
+    for index in gl.static_range(len(WIDTHS)):
+        has = has + (gl.max((widths == WIDTHS[index]).to(gl.int32), axis=0) > 0,)
+    return has
+
+
+@gluon.jit
+def _widths_of_sums(token_profiles, profile_widths, m, TILES_M: gl.constexpr, WARPS: gl.constexpr):
+    """For every 8 rows, widths of the two of which a lane has sums."""
+    row = gl.arange(0, 32 * WARPS, layout=_element_layout(WARPS)) % 4 * 2
+    result = ()
+    for tile in gl.static_range(TILES_M):
+        even = _widths_of(token_profiles, profile_widths, row + 8 * tile, m)
+        result = result + ((even, _widths_of(token_profiles, profile_widths, row + 8 * tile + 1, m)),)
+    return result
+
+
+@gluon.jit(do_not_specialize=["m", "units_k"])
+def _small_kernel(
+    x_ptr, plane0, plane1, plane2, plane3, plane4, scales, bias, y_ptr, workspace, locks, token_profiles, profile_widths,
+    m, n, n_padded, k, units_k, stride_x,
+    WIDTHS: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, HAS_BIAS: gl.constexpr, SPLIT: gl.constexpr,
+    ROWS: gl.constexpr, TILES: gl.constexpr, SHARES: gl.constexpr, SHARE: gl.constexpr, DEPTHS: gl.constexpr,
+    PDL: gl.constexpr, CODE: gl.constexpr,
+):  # fmt: skip
+    """Grid: (programs of tiles, SPLIT). SHARE: the most units that a program has; DEPTHS: per width, then for several."""
+    WARPS: gl.constexpr = TILES * SHARES
+    TILES_M: gl.constexpr = (ROWS + 7) // 8
+    UNITS: gl.constexpr = _units_at_once(SHARE, ROWS, WARPS)
+    ROOM: gl.constexpr = _room(SHARE, UNITS, SHARES)
+    if PDL:
+        # The kernel may have been started before the one before it ended. What is read until the wait must be older than that
+        # one: weights always are, and the step's row data are written ahead of all layers.
+        gl.inline_asm_elementwise("griddepcontrol.launch_dependents; // $0", "=r", (), gl.int32, False, 1)
+    planes = (plane0, plane1, plane2, plane3, plane4)
+    first_tile = gl.program_id(0) * TILES
+    first, last = gl.program_id(1) * units_k // SPLIT, (gl.program_id(1) + 1) * units_k // SPLIT
+    xs = gl.allocate_shared_memory(gl.int32, [ROOM, ROWS * 64], _flat(1))
+    x_scales = gl.allocate_shared_memory(gl.float32, [ROOM, 8 * TILES_M], _flat(1))
+    if len(WIDTHS) == 1:
+        sums = _share_sums(
+            x_ptr, planes, scales, token_profiles, profile_widths, (), _none(TILES_M), xs, x_scales, first_tile, first, last,
+            units_k, m, k, stride_x, WIDTHS, RULE, GROUP, ROWS, TILES, SHARES, DEPTHS[0], ROOM, UNITS, PDL, CODE,
+        )  # fmt: skip
+    else:
+        rows = gl.arange(0, ROWS, layout=_element_layout(WARPS))
+        widths = _widths_of(token_profiles, profile_widths, rows, m)
+        widest = gl.max(widths, axis=0)
+        # Rows of one width have a loop of their own, which is half as long as that for rows of several.
+        only = gl.where(gl.min(gl.where(rows < m, widths, widest), axis=0) == widest, widest, 0)
+        if only == 0:
+            sums = _share_sums(
+                x_ptr, planes, scales, token_profiles, profile_widths, _present(widths, WIDTHS),
+                _widths_of_sums(token_profiles, profile_widths, m, TILES_M, WARPS), xs, x_scales, first_tile, first, last, units_k, m,
+                k, stride_x, WIDTHS, RULE, GROUP, ROWS, TILES, SHARES, 1, ROOM, UNITS, PDL, CODE,
+            )  # fmt: skip
+        else:
+            sums = _no_sums(TILES_M, WARPS)
+        for index in gl.static_range(len(WIDTHS)):
+            if only == WIDTHS[index]:
+                sums = _share_sums(
+                    x_ptr, planes, scales, token_profiles, profile_widths, (), _none(TILES_M), xs, x_scales, first_tile, first,
+                    last, units_k, m, k, stride_x, _alone(WIDTHS[index]), RULE, GROUP, ROWS, TILES, SHARES, DEPTHS[index], ROOM,
+                    UNITS, PDL, CODE,
+                )  # fmt: skip
+    total = _tile_of_sums(sums, TILES_M, TILES, SHARES) * factor(RULE)
+    LAYOUT: gl.constexpr = total.type.layout
+    row = gl.arange(0, 8 * TILES_M, layout=gl.SliceLayout(1, LAYOUT))
+    output = gl.program_id(0) * (16 * TILES) + gl.arange(0, 16 * TILES, layout=gl.SliceLayout(0, LAYOUT))
+    if SPLIT > 1:
+        # Every program leaves its sums; the last one to arrive adds them, always in the order of K.
+        share = m.to(gl.int64) * n_padded
+        places = row[:, None].to(gl.int64) * n_padded + output[None, :]
+        mask = (row < m)[:, None] & (output < n_padded)[None, :]
+        gl.store(workspace + gl.program_id(1) * share + places, total, mask=mask)
+        _barrier()
+        lock = locks + gl.program_id(0)
+        arrived = gl.atomic_add(lock, 1, sem="acq_rel")
+        if arrived == SPLIT - 1:
+            total = gl.full((8 * TILES_M, 16 * TILES), 0.0, gl.float32, LAYOUT)
+            for other in gl.static_range(SPLIT):
+                total += gl.load(workspace + other * share + places, mask=mask, other=0.0, cache_modifier=".cg")
+            gl.store(lock, 0)
+            _finish(total, scales, bias, y_ptr, row, output, m, n, GROUP, HAS_BIAS)
+    else:
+        _finish(total, scales, bias, y_ptr, row, output, m, n, GROUP, HAS_BIAS)
+
+
+@gluon.jit
+def _finish(total, scales, bias, y_ptr, row, output, m, n, GROUP: gl.constexpr, HAS_BIAS: gl.constexpr):
+    exists = output < n
+    if GROUP == -1:
+        place = output // 16 * 16 + output % 8 * 2 + output % 16 // 8
+        total *= gl.load(scales + place, mask=exists, other=0.0).to(gl.float32)[None, :]
+    if HAS_BIAS:
+        total += gl.load(bias + output, mask=exists, other=0.0).to(gl.float32)[None, :]
+    places = row[:, None].to(gl.int64) * n + output[None, :]
+    gl.store(y_ptr + places, total.to(y_ptr.dtype.element_ty), mask=(row < m)[:, None] & exists[None, :])
+
+
+def small_gemm(
+    x: torch.Tensor,
+    planes: Sequence[torch.Tensor],
+    scales: torch.Tensor,
+    n: int,
+    token_profiles: torch.Tensor,
+    profile_widths: torch.Tensor,
+    widths: Sequence[int],
+    group_size: int,
+    rule: SliceRule,
+    config: SmallConfig,
+    locks: torch.Tensor,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """x @ W.T + bias, where row m of x meets the weights read at profile_widths[token_profiles[m]] bits.
+
+    Args:
+        x: bfloat16 or float16 [M, K] on a Hopper GPU, M at most ``config.rows``; rows may be strided.
+        planes, scales, n, token_profiles, profile_widths, widths, locks, bias: as for ``gemm.sliced_gemm``.
+
+    Returns:
+        [M, N], dtype of x.
+    """
+    x = readable(x)
+    m, k = x.shape
+    y = x.new_empty(m, n)
+    n_padded, units_k = scales.shape[0] * UNIT_N, planes[0].shape[1]
+    split = min(config.split_k, units_k)
+    workspace = x.new_empty((split, m, n_padded), dtype=torch.float32) if split > 1 else y
+    given = [*planes, *[planes[0]] * (len(PLANE_WIDTHS) - len(planes))]
+    grid = (n_padded // (UNIT_N * config.tiles), split)
+    _small_kernel[grid](
+        x, *given, scales, y if bias is None else bias, y, workspace, locks, token_profiles, profile_widths,
+        m, n, n_padded, k, units_k, x.stride(0),
+        WIDTHS=tuple(widths), RULE=rule, GROUP=group_size, HAS_BIAS=bias is not None, SPLIT=split, ROWS=config.rows,
+        TILES=config.tiles, SHARES=config.shares, SHARE=-(-units_k // split), DEPTHS=config.depths_of(widths), PDL=config.pdl,
+        CODE=SmallCode("bf16" if x.dtype == torch.bfloat16 else "f16"), num_warps=config.num_warps,
+        maxnreg=config.max_registers, launch_pdl=config.pdl,
+    )  # fmt: skip
+    return y
