@@ -9,6 +9,7 @@ x is cut into runs of 128 columns, each in units of 1 / 32512 of its greatest: 2
 starts as the bits of SUM_START.
 """
 
+import struct
 from collections.abc import Iterable
 from functools import cache
 
@@ -38,11 +39,15 @@ class SmallCode(LaneCode):
         yield from LaneCode.assemblies(dtype)
         cases = [(width, rule) for width in WIDTHS for rule in SLICE_RULES if takes_digits(width, rule)]
         yield from (level_bytes(width, half, rule) for width, rule in cases for half in (0, 1))
-        yield from (digit_product(True), digit_product(False), digit_words())
+        yield from (digit_product(True), digit_product(False), digit_words(dtype))
 
     def level_bytes(self, width: int, half: int, rule: SliceRule) -> Assembly:
         """``level_bytes``, which is the same for all types."""
         return level_bytes(width, half, rule)
+
+    def level_words(self, width: int, rule: SliceRule) -> tuple[int, ...]:
+        """``level_words`` as signed numbers."""
+        return tuple((word ^ 1 << 31) - (1 << 31) for word in level_words(width, rule))
 
     def unit_scale(self, width: int, rule: SliceRule) -> float:
         """What a step of the upper digits times one of the levels is worth, in units of the greatest x and ``FACTOR``."""
@@ -53,8 +58,8 @@ class SmallCode(LaneCode):
         return digit_product(first)
 
     def digit_words(self) -> Assembly:
-        """``digit_words``, which is the same for all types."""
-        return digit_words()
+        """``digit_words`` for this type."""
+        return digit_words(self.dtype)
 
 
 def takes_digits(width: int, rule: str) -> bool:
@@ -83,14 +88,23 @@ def level_table(width: int, rule: SliceRule) -> tuple[float, tuple[int, ...]]:
 
 
 @cache
+def level_words(width: int, rule: SliceRule) -> tuple[int, ...]:
+    """The table as ``level_bytes`` needs it: four bytes per word, by the index that comes cheapest."""
+    orders = ("s6",) if bits_needed(width, rule) == 2 else ("5s6", "s65")
+    return tuple(word for order in orders for word in _table_words(level_table(width, rule)[1], order))
+
+
+@cache
 def level_bytes(width: int, half: int, rule: SliceRule) -> Assembly:
     """Words of as many planes as the width needs -> the left operand of one product of 32 columns: four words of bytes.
 
     These are, of a lane's 8 columns in kernels.layout: columns 0-3 of output g, of output g + 8, columns 4-7 of g, of g + 8.
+    Operands: four outputs; words of planes; ``level_words``.
 
     Args:
         half: the piece's number modulo 2.
     """
+    two = bits_needed(width, rule) == 2
     lines, registers = [], 0
 
     def op(instruction: str, *operands: object) -> str:
@@ -105,39 +119,36 @@ def level_bytes(width: int, half: int, rule: SliceRule) -> Assembly:
     def shifted(word: str, left: int) -> str:
         return op("shl.b32", word, left) if left > 0 else op("shr.u32", word, -left) if left else word
 
-    two = bits_needed(width, rule) == 2
     plane0, plane1 = "$4", "$5"
     for i in (0, 1):
         # Index of a level, in bits 4n on of code (i, n): bit 3 has to be 0.
         if two:
-            order = "s6"
+            low = high = "$5"
             index = op("and.b32", shifted(plane0, -2 + 2 * i), "0x33333333")
         elif (half, i) == (0, 0):
-            order = "s65"
+            low, high = "$8", "$9"
             index = op("and.b32", shifted(select(plane0, plane1, 0xCCCCCCCC), -1), "0x77777777")
         else:
-            order = "5s6"
+            low, high = "$6", "$7"
             left = {(0, 1): 2, (1, 0): -1, (1, 1): 0}[half, i]
             joined = select(shifted(plane0, -2 + 2 * i), shifted(plane1, left), 0x33333333)
             index = op("and.b32", joined, "0x77777777")
-        low, high = _table_words(level_table(width, rule)[1], order)
         even = op("prmt.b32", low, high, index)
         odd = op("prmt.b32", low, high, shifted(index, -16))
         lines.append(f"prmt.b32 ${2 * i}, {even}, {odd}, 0x6240;")
         lines.append(f"prmt.b32 ${2 * i + 1}, {even}, {odd}, 0x7351;")
     names = ", ".join(f"r{number + 1}" for number in range(registers))
     text = "\n".join(["{", f".reg .b32 {names};", *lines, "}"])
-    return Assembly(text, ",".join(["=&r"] * 4 + ["r"] * (1 if two else 2)))
+    return Assembly(text, ",".join(["=&r"] * 4 + ["r"] * (2 if two else 6)))
 
 
-def _table_words(table: tuple[int, ...], order: str) -> tuple[str, str]:
+def _table_words(table: tuple[int, ...], order: str) -> list[int]:
     """The table by the index whose bits, most significant first, are those of ``order``: s the sign, and bits 6 and 5."""
     found = []
     for index in range(1 << len(order)):
         bits = {name: index >> (len(order) - 1 - place) & 1 for place, name in enumerate(order)}
         found.append(table[4 * bits["s"] + 2 * bits["6"] + bits.get("5", 0)] & 0xFF)
-    low, high = found[:4], found[4:] or found[:4]
-    return tuple(f"{int.from_bytes(bytes(half), 'little'):#010x}" for half in (low, high))  # type: ignore[return-value]
+    return [int.from_bytes(bytes(found[first : first + 4]), "little") for first in range(0, len(found), 4)]
 
 
 def digit_product(first: bool) -> Assembly:
@@ -145,7 +156,7 @@ def digit_product(first: bool) -> Assembly:
 
     Sums start as the bits of SUM_START.
     """
-    start = int.from_bytes(_float_bytes(SUM_START), "little")
+    start = struct.unpack("<I", struct.pack("<f", SUM_START))[0]
     sums = "start, start, start, start" if first else "$10, $11, $12, $13"
     lines = [".reg .b32 start;", f"mov.b32 start, {start:#010x};"] if first else []
     instruction = "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32"
@@ -153,20 +164,31 @@ def digit_product(first: bool) -> Assembly:
     return Assembly("\n".join(["{", *lines, "}"]), ",".join(["=r"] * 4 + ["r"] * (6 if first else 10)))
 
 
-def digit_words() -> Assembly:
-    """Eight numbers, in steps, plus 128, plus SUM_START, as bits -> their upper digits, two words, and their lower, two."""
-    lines = []
-    for half in (0, 1):
-        first = 4 + 4 * half
-        lines += [
-            f"prmt.b32 a, ${first}, ${first + 1}, 0x5410;",
-            f"prmt.b32 b, ${first + 2}, ${first + 3}, 0x5410;",
-            f"prmt.b32 ${half}, a, b, 0x7531;",
-            "prmt.b32 a, a, b, 0x6420;",
-            f"xor.b32 ${2 + half}, a, 0x80808080;",
-        ]
-    return Assembly("\n".join(["{", ".reg .b32 a, b;", *lines, "}"]), ",".join(["=&r"] * 4 + ["r"] * 8))
+@cache
+def digit_words(dtype: str) -> Assembly:
+    """Four words of pairs of numbers, and steps per unit of x four times -> their upper digits, two words, and lower, two."""
+    lines, start = [], struct.pack(">f", SUM_START + 128).hex()
+    for word in range(4):
+        if dtype == "bf16":
+            lines += [f"shl.b32 e, ${4 + word}, 16;", f"and.b32 o, ${4 + word}, 0xffff0000;"]
+            lines += ["mov.b32 even, e;", "mov.b32 odd, o;"]
+        else:
+            lines += [f"mov.b32 {{low, high}}, ${4 + word};", "cvt.f32.f16 even, low;", "cvt.f32.f16 odd, high;"]
+        lines += [f"fma.rn.f32 even, even, $8, 0f{start};", f"fma.rn.f32 odd, odd, $8, 0f{start};"]
+        # What is added rounds to integers and makes both digits' bytes those of signed numbers, once a sign is changed.
+        lines += ["mov.b32 e, even;", "mov.b32 o, odd;", f"prmt.b32 p{word % 2}, e, o, 0x5410;"]
+        if word % 2:
+            lines += [f"prmt.b32 ${word // 2}, p0, p1, 0x7531;", "prmt.b32 p0, p0, p1, 0x6420;"]
+            lines.append(f"xor.b32 ${2 + word // 2}, p0, 0x80808080;")
+    registers = [".reg .b32 e, o, p0, p1;", ".reg .f32 even, odd;"] + [".reg .b16 low, high;"] * (dtype == "f16")
+    return Assembly("\n".join(["{", *registers, *lines, "}"]), ",".join(["=&r"] * 4 + ["r"] * 4 + ["f"] * 4))
 
 
-def _float_bytes(value: float) -> bytes:
-    return torch.tensor(value, dtype=torch.float32).numpy().tobytes()
+def greater_pair() -> Assembly:
+    """Two words of two unsigned numbers of 16 bits -> the greater of each."""
+    return Assembly("max.u16x2 $0, $1, $2;", "=r,r,r")
+
+
+def inverse() -> Assembly:
+    """A float32 -> its inverse, nearly."""
+    return Assembly("rcp.approx.ftz.f32 $0, $1;", "=f,f")

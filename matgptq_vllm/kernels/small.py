@@ -17,6 +17,7 @@ number of tiles. Written in Gluon, Triton's language of explicit layouts.
 # ruff: noqa: RUF005
 
 from collections.abc import Sequence
+from math import lcm
 
 import torch
 import triton
@@ -26,8 +27,8 @@ from triton.experimental.gluon import language as gl
 from matgptq_vllm.core.slicing import SliceRule
 from matgptq_vllm.kernels import digits_ptx, small_config
 from matgptq_vllm.kernels.digits_ptx import DIGIT_STEPS, SUM_START, SmallCode
-from matgptq_vllm.kernels.gemm import add_scaled, load_tile, readable, with_slot
-from matgptq_vllm.kernels.lanes import bits_needed, both_scales, factor, multiply, num_terms, piece_weights, place_of
+from matgptq_vllm.kernels.gemm import add_scaled, load_tile, readable
+from matgptq_vllm.kernels.lanes import bits_needed, both_scales, factor, load_four, load_two, multiply, num_terms, piece_weights, place_of
 from matgptq_vllm.kernels.layout import PLANE_WIDTHS, UNIT_N
 from matgptq_vllm.kernels.small_config import SmallConfig
 
@@ -35,7 +36,6 @@ from matgptq_vllm.kernels.small_config import SmallConfig
 _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 
 _STEPS = gl.constexpr(float(DIGIT_STEPS))
-_ROUND = gl.constexpr(SUM_START + 128.0)
 _LOWER_START = gl.constexpr(SUM_START * (1.0 + 1.0 / 256.0))
 _TINY = gl.constexpr(0x0DA24260)  # 1e-30: what is less than it times 127 counts as zero
 
@@ -45,6 +45,16 @@ takes_digits = triton.constexpr_function(digits_ptx.takes_digits)
 @triton.constexpr_function
 def _level_bytes(code, width, half, rule):
     return code.level_bytes(width, half, rule)
+
+
+@triton.constexpr_function
+def _num_level_words(code, width, rule):
+    return len(code.level_words(width, rule))
+
+
+@triton.constexpr_function
+def _level_word(code, width, rule, place):
+    return code.level_words(width, rule)[place]
 
 
 @triton.constexpr_function
@@ -142,9 +152,7 @@ def _for_lanes(shared, BEFORE: gl.constexpr, LAST: gl.constexpr, ROWS: gl.conste
 
 
 @gluon.jit
-def _scales_for_lanes(
-    shared, TILES_M: gl.constexpr, ROWS: gl.constexpr, SHARES: gl.constexpr, TILES: gl.constexpr
-):  # fmt: skip
+def _scales_for_lanes(shared, TILES_M: gl.constexpr, SHARES: gl.constexpr, TILES: gl.constexpr):
     """Shared memory [SHARES, TILES_M, 4, 2] -> for every 8 rows, the scales of rows 2j and 2j + 1."""
     LAYOUT: gl.constexpr = _lanes_layout(SHARES, TILES, 8, TILES_M, 2)
     WARPS: gl.constexpr = SHARES * TILES
@@ -157,16 +165,31 @@ def _scales_for_lanes(
 
 
 @gluon.jit
+def _greater_pair(first, second):
+    return gl.inline_asm_elementwise("max.u16x2 $0, $1, $2;", "=r,r,r", (first, second), gl.int32, True, 1)
+
+
+@gluon.jit
+def _number(bits, DTYPE: gl.constexpr):
+    """What the low 16 bits are in a type, float32, at least a number that is too small to matter."""
+    if DTYPE == gl.bfloat16:
+        wide = bits << 16
+    else:
+        wide = bits.to(gl.int16).to(DTYPE, bitcast=True).to(gl.float32).to(gl.int32, bitcast=True)
+    return gl.maximum(wide, _TINY).to(gl.float32, bitcast=True)
+
+
+@gluon.jit
 def _prepare(
     xs, x_scales, x_ptr, token_profiles, profile_widths, m, first, last, k, stride_x,
     WIDTHS: gl.constexpr, RULE: gl.constexpr, ROWS: gl.constexpr, WARPS: gl.constexpr, ROOM: gl.constexpr, UNITS: gl.constexpr,
     CODE: gl.constexpr,
 ):  # fmt: skip
     """Bring x of units first to last into shared memory, UNITS at once; what is beyond is 0."""
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [WARPS, 1], [1, 0])
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 4], [2, 16], [WARPS, 1], [1, 0])
     PAIRS: gl.constexpr = UNITS * ROWS
     pair = gl.arange(0, PAIRS, layout=gl.SliceLayout(1, LAYOUT))
-    column = gl.arange(0, 128, layout=gl.SliceLayout(0, LAYOUT))
+    column = gl.arange(0, 64, layout=gl.SliceLayout(0, LAYOUT))
     row = pair % ROWS
     exists = row < m
     if len(WIDTHS) > 1:
@@ -180,22 +203,19 @@ def _prepare(
                 unit_scale = gl.where(width == WIDTHS[index], _unit_scale(CODE, WIDTHS[index], RULE), unit_scale)
     else:
         unit_scale = gl.full((PAIRS,), _unit_scale(CODE, WIDTHS[0], RULE), gl.float32, gl.SliceLayout(1, LAYOUT))
-    start = x_ptr + row.to(gl.int64) * stride_x
+    start = x_ptr.to(gl.pointer_type(gl.int32), bitcast=True) + row.to(gl.int64) * (stride_x // 2)
     for number in range(ROOM // UNITS):
         unit = first + number * UNITS + pair // ROWS
-        columns = unit[:, None] * 128 + column[None, :]
-        x = gl.load(start[:, None] + columns, mask=(exists & (unit < last))[:, None] & (columns < k), other=0.0)
-        words = x.to(gl.int16, bitcast=True)
+        columns = unit[:, None] * 64 + column[None, :]
+        words = gl.load(start[:, None] + columns, mask=(exists & (unit < last))[:, None] & (columns < k // 2), other=0)
         if takes_digits(WIDTHS[0], RULE):
             # As integers, NaN is the greatest, so that it is not lost.
-            wide = x.to(gl.float32)
-            greatest = gl.max(wide.to(gl.int32, bitcast=True) & 0x7FFFFFFF, axis=1)
-            greatest = gl.maximum(greatest, _TINY).to(gl.float32, bitcast=True)
-            steps = wide * (_STEPS / greatest)[:, None] + _ROUND
+            greatest = gl.reduce(words & 0x7FFF7FFF, 1, _greater_pair)
+            greatest = _number(gl.maximum(greatest >> 16, greatest & 0xFFFF), x_ptr.dtype.element_ty)
+            inverse = gl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", (greatest,), gl.float32, True, 1)
             assembly: gl.constexpr = _digit_words(CODE)
-            digits = gl.inline_asm_elementwise(
-                assembly[0], assembly[1], (steps.to(gl.int32, bitcast=True),), gl.int16, True, 8
-            )  # fmt: skip
+            steps, _ = gl.broadcast((inverse * _STEPS)[:, None], words)
+            digits = gl.inline_asm_elementwise(assembly[0], assembly[1], (words, steps), gl.int32, True, 4)
             if len(WIDTHS) > 1:
                 words = gl.where(in_digits[:, None], digits, words)
             else:
@@ -205,8 +225,8 @@ def _prepare(
             if ROWS < 8:
                 view = view.slice(0, ROWS, dim=1)
             view.store(gl.reshape(greatest * unit_scale, (UNITS, ROWS)))
-        words = gl.permute(gl.reshape(words, (UNITS, ROWS, 4, 4, 8)), (0, 2, 1, 3, 4))
-        xs._reinterpret(gl.int16, (ROOM // UNITS, UNITS, 4, ROWS, 4, 8), _flat(5)).index(number).store(words)
+        words = gl.permute(gl.reshape(words, (UNITS, ROWS, 4, 4, 4)), (0, 2, 1, 3, 4))
+        xs._reinterpret(gl.int32, (ROOM // UNITS, UNITS, 4, ROWS, 4, 4), _flat(5)).index(number).store(words)
 
 
 @triton.constexpr_function
@@ -215,26 +235,27 @@ def _flat(rank):
 
 
 @gluon.jit
-def _share_sums(
-    x_ptr, planes, scales, token_profiles, profile_widths, has, sum_widths, xs, x_scales, first_tile, first, last, units_k, m, k,
-    stride_x,
-    WIDTHS: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, ROWS: gl.constexpr, TILES: gl.constexpr,
-    SHARES: gl.constexpr, DEPTH: gl.constexpr, ROOM: gl.constexpr, UNITS: gl.constexpr, PDL: gl.constexpr, CODE: gl.constexpr,
+def _compute(
+    x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, has, sum_widths, xs, x_scales, first, last,
+    units_k, m, n, n_padded, k, stride_x,
+    WIDTHS: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, HAS_BIAS: gl.constexpr, SPLIT: gl.constexpr,
+    ROWS: gl.constexpr, TILES: gl.constexpr, SHARES: gl.constexpr, DEPTH: gl.constexpr, ROOM: gl.constexpr, UNITS: gl.constexpr,
+    EVEN: gl.constexpr, PDL: gl.constexpr, CODE: gl.constexpr,
 ):  # fmt: skip
-    """Sums over units first to last of a program's tiles, as lanes hold them: four float32 per 8 rows."""
+    """Products of units first to last for the program's tiles, TILES in each of its turns, written to y or the workspace."""
     BITS: gl.constexpr = bits_needed(WIDTHS[len(WIDTHS) - 1], RULE)
     WARPS: gl.constexpr = TILES * SHARES
     TILES_M: gl.constexpr = (ROWS + 7) // 8
     LOW: gl.constexpr = min(ROWS, 8)
     thread = gl.arange(0, 32 * WARPS, layout=_element_layout(WARPS))
     lane, warp = thread % 32, thread // 32
-    tile, unit = first_tile + warp % TILES, first + warp // TILES
-    slots = ()
-    for slot in gl.static_range(DEPTH):
-        slots = slots + (
-            load_tile(planes, scales, tile, unit + slot * SHARES, unit + slot * SHARES < last, lane, units_k, has, WIDTHS, RULE,
-                      GROUP, BITS, CODE),
-        )  # fmt: skip
+    programs = gl.num_programs(0)
+    turns = _turns(n_padded, TILES)
+    tile, start = gl.program_id(0) * TILES + warp % TILES, first + warp // TILES
+    tables = _tables(token_profiles, WIDTHS, RULE, WARPS, CODE)
+    ahead = _load_units(
+        planes, scales, tile, start, last, lane, units_k, has, WIDTHS, RULE, GROUP, BITS, SHARES, DEPTH, EVEN, CODE
+    )  # fmt: skip
     if PDL:
         # Weights are older than any kernel that may still run; x is not.
         gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", (), gl.int32, False, 1)
@@ -245,36 +266,124 @@ def _share_sums(
     _barrier()
     x_view = xs._reinterpret(gl.int32, (ROOM // SHARES, SHARES, 4 * TILES_M, LOW, 4, 4), _flat(5))
     scale_view = x_scales._reinterpret(gl.float32, (ROOM // SHARES, SHARES, TILES_M, 4, 2), _flat(4))
-    totals = _no_sums(TILES_M, WARPS)
     steps = (last - first + SHARES * DEPTH - 1) // (SHARES * DEPTH)
-    for step in range(steps):
-        for slot in gl.static_range(DEPTH):
-            x = _for_lanes(x_view.index(step * DEPTH + slot), 4 * TILES_M, 4, ROWS, SHARES, TILES)
-            steps_of_x = ()
-            if takes_digits(WIDTHS[0], RULE):
-                steps_of_x = _scales_for_lanes(scale_view.index(step * DEPTH + slot), TILES_M, ROWS, SHARES, TILES)
-            for index in gl.static_range(len(WIDTHS)):
-                if len(WIDTHS) == 1:
-                    totals = _use_unit(
-                        slots[slot], x, steps_of_x, totals, sum_widths, WIDTHS[index], False, RULE, GROUP, TILES_M, CODE
-                    )
-                else:
-                    if has[index]:
-                        totals = _use_unit(
-                            slots[slot], x, steps_of_x, totals, sum_widths, WIDTHS[index], True, RULE, GROUP, TILES_M, CODE
-                        )
-            # Loads after the last step would keep its end waiting.
-            if step + 1 < steps:
-                following = unit + (DEPTH + slot) * SHARES
-                slots = with_slot(
-                    slots,
-                    slot,
-                    load_tile(planes, scales, tile, following, following < last, lane, units_k, has, WIDTHS, RULE, GROUP, BITS,
-                              CODE),
-                    DEPTH,
+    for turn in range(turns):
+        totals = _no_sums(TILES_M, WARPS)
+        unit = start
+        for step in range(steps):
+            slots = ahead
+            # After the last step of a turn comes the first of the next; loads after the last of all would keep the end waiting.
+            more = step + 1 < steps
+            if more | (turn + 1 < turns):
+                next_unit = gl.where(more, unit + DEPTH * SHARES, start)
+                next_tile = gl.where(more, tile, tile + programs * TILES)
+                ahead = _load_units(
+                    planes, scales, next_tile, next_unit, last, lane, units_k, has, WIDTHS, RULE, GROUP, BITS, SHARES, DEPTH, EVEN, CODE
                 )  # fmt: skip
-        unit += SHARES * DEPTH
-    return totals
+            for slot in gl.static_range(DEPTH):
+                x = _for_lanes(x_view.index(step * DEPTH + slot), 4 * TILES_M, 4, ROWS, SHARES, TILES)
+                steps_of_x = ()
+                if takes_digits(WIDTHS[0], RULE):
+                    steps_of_x = _scales_for_lanes(scale_view.index(step * DEPTH + slot), TILES_M, SHARES, TILES)
+                for index in gl.static_range(len(WIDTHS)):
+                    if len(WIDTHS) == 1:
+                        totals = _use_unit(
+                            slots[slot], tables[index], x, steps_of_x, totals, sum_widths, WIDTHS[index], False, RULE, GROUP,
+                            TILES_M, CODE,
+                        )  # fmt: skip
+                    else:
+                        if has[index]:
+                            totals = _use_unit(
+                                slots[slot], tables[index], x, steps_of_x, totals, sum_widths, WIDTHS[index], True, RULE, GROUP,
+                                TILES_M, CODE,
+                            )  # fmt: skip
+            unit += SHARES * DEPTH
+        tile += programs * TILES
+        total = _tile_of_sums(totals, TILES_M, TILES, SHARES) * factor(RULE)
+        row, output = _places(_sums_layout(WARPS), turn, TILES_M, TILES)
+        if SPLIT > 1:
+            places, mask = _workspace_places(row, output, m, n_padded)
+            gl.store(workspace + gl.program_id(1) * (m.to(gl.int64) * n_padded) + places, total, mask=mask)
+        else:
+            _finish(total, scales, bias, y_ptr, row, output, m, n, GROUP, HAS_BIAS)
+
+
+@gluon.jit
+def _load_units(
+    planes, scales, tile, unit, last, lane, units_k, has,
+    WIDTHS: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, BITS: gl.constexpr, SHARES: gl.constexpr,
+    DEPTH: gl.constexpr, EVEN: gl.constexpr, CODE: gl.constexpr,
+):  # fmt: skip
+    """Words and scales of a warp's next DEPTH units. EVEN: there are as many."""
+    units = ()
+    if EVEN and len(WIDTHS) == 1:
+        number = tile * units_k + unit
+        pair, single = number * 128 + 4 * lane, number * 64 + 2 * lane
+        GROUPS: gl.constexpr = 1 if GROUP == -1 else 128 // GROUP
+        first_scale = number * (8 * GROUPS) + lane // 4
+        # Addresses of a unit's words differ from those of the first by constants, which cost nothing.
+        from0, from1, from2 = planes[0] + pair, planes[1] + single, planes[2] + single
+        from3, from4 = planes[3] + pair, planes[4] + pair
+        for slot in gl.static_range(DEPTH):
+            words = load_four(from0, slot * SHARES * 128, True, CODE)
+            if BITS >= 3:
+                words = words + load_two(from1, slot * SHARES * 64, CODE)
+            if BITS >= 4:
+                words = words + load_two(from2, slot * SHARES * 64, CODE)
+            if BITS >= 6:
+                words = words + load_four(from3, slot * SHARES * 128, True, CODE)
+            if BITS >= 8:
+                words = words + load_four(from4, slot * SHARES * 128, True, CODE)
+            pairs = ()
+            if GROUP == -1:
+                one = gl.full(lane.shape, 1.0, gl.float32, lane.type.layout)
+                pairs = ((one, one),)
+            else:
+                for group in gl.static_range(GROUPS):
+                    pairs = pairs + (_scale_pair(scales, first_scale, (slot * SHARES * GROUPS + group) * 8),)
+            units = units + ((words, pairs),)
+    else:
+        for _ in gl.static_range(DEPTH):
+            units = units + (
+                load_tile(planes, scales, tile, unit, unit < last, lane, units_k, has, WIDTHS, RULE, GROUP, BITS, CODE),
+            )  # fmt: skip
+            unit += SHARES
+    return units
+
+
+@gluon.jit
+def _scale_pair(scales, first, OFFSET: gl.constexpr):
+    """As ``lanes.load_scales``, without a mask."""
+    if scales.dtype.element_ty.primitive_bitwidth == 16:
+        result = (gl.load(scales.to(gl.pointer_type(gl.int32), bitcast=True) + first + OFFSET),)
+    else:
+        result = (gl.load(scales + 2 * first + 2 * OFFSET), gl.load(scales + 2 * first + (2 * OFFSET + 1)))
+    return result
+
+
+@gluon.jit
+def _turns(n_padded, TILES: gl.constexpr):
+    """How often a program computes TILES tiles."""
+    return (n_padded // (16 * TILES) - gl.program_id(0) + gl.num_programs(0) - 1) // gl.num_programs(0)
+
+
+@gluon.jit
+def _places(LAYOUT: gl.constexpr, turn, TILES_M: gl.constexpr, TILES: gl.constexpr):
+    """Rows and outputs of the tiles of a turn."""
+    row = gl.arange(0, 8 * TILES_M, layout=gl.SliceLayout(1, LAYOUT))
+    group = gl.program_id(0) + turn * gl.num_programs(0)
+    return row, group * (16 * TILES) + gl.arange(0, 16 * TILES, layout=gl.SliceLayout(0, LAYOUT))
+
+
+@gluon.jit
+def _workspace_places(row, output, m, n_padded):
+    places = row[:, None].to(gl.int64) * n_padded + output[None, :]
+    return places, (row < m)[:, None] & (output < n_padded)[None, :]
+
+
+@triton.constexpr_function
+def _sums_layout(warps):
+    return gl.BlockedLayout([1, 1], [1, 32], [warps, 1], [1, 0])
 
 
 @gluon.jit
@@ -289,7 +398,7 @@ def _no_sums(TILES_M: gl.constexpr, WARPS: gl.constexpr):
 
 @gluon.jit
 def _use_unit(
-    tile, x, steps_of_x, totals, sum_widths,
+    tile, table, x, steps_of_x, totals, sum_widths,
     WIDTH: gl.constexpr, SEVERAL: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, TILES_M: gl.constexpr,
     CODE: gl.constexpr,
 ):  # fmt: skip
@@ -298,7 +407,7 @@ def _use_unit(
     for group in gl.static_range(4 // PIECES):
         upper, lower = both_scales(tile[1][group])
         if takes_digits(WIDTH, RULE):
-            sums = _digit_sums(tile[0], x, group * PIECES, PIECES, WIDTH, RULE, TILES_M, CODE)
+            sums = _digit_sums(tile[0], table, x, group * PIECES, PIECES, WIDTH, RULE, TILES_M, CODE)
         else:
             sums = _number_sums(tile[0], x, group * PIECES, PIECES, WIDTH, RULE, TILES_M, CODE)
         scaled = ()
@@ -339,11 +448,27 @@ def _four(x, NUMBER: gl.constexpr):
 
 
 @gluon.jit
-def _bytes(words, PIECE: gl.constexpr, WIDTH: gl.constexpr, RULE: gl.constexpr, CODE: gl.constexpr):
+def _tables(token_profiles, WIDTHS: gl.constexpr, RULE: gl.constexpr, WARPS: gl.constexpr, CODE: gl.constexpr):
+    """Per width, the words of its table, if it has one."""
+    # 0, but the compiler, which would copy constants to where they are needed time and again, does not know.
+    zero = gl.load(token_profiles + gl.full((32 * WARPS,), 0, gl.int32, _element_layout(WARPS))) >> 31
+    tables = ()
+    for index in gl.static_range(len(WIDTHS)):
+        words = ()
+        if takes_digits(WIDTHS[index], RULE):
+            for place in gl.static_range(_num_level_words(CODE, WIDTHS[index], RULE)):
+                words = words + (zero | _level_word(CODE, WIDTHS[index], RULE, place),)
+        tables = tables + (words,)
+    return tables
+
+
+@gluon.jit
+def _bytes(words, table, PIECE: gl.constexpr, WIDTH: gl.constexpr, RULE: gl.constexpr, CODE: gl.constexpr):
     """Weights of a piece from the words of a unit: the left operand of a product of bytes."""
     given = (words[place_of(PIECE, 0)],)
     if bits_needed(WIDTH, RULE) >= 3:
         given = given + (words[place_of(PIECE, 1)],)
+    given = given + table
     assembly: gl.constexpr = _level_bytes(CODE, WIDTH, PIECE % 2, RULE)
     return gl.inline_asm_elementwise(assembly[0], assembly[1], given, (gl.int32,) * 4, True, 1)
 
@@ -359,7 +484,7 @@ def _multiply_digits(weights, first, second, sums, FIRST: gl.constexpr, CODE: gl
 
 @gluon.jit
 def _digit_sums(
-    words, x, FIRST: gl.constexpr, PIECES: gl.constexpr, WIDTH: gl.constexpr, RULE: gl.constexpr, TILES_M: gl.constexpr,
+    words, table, x, FIRST: gl.constexpr, PIECES: gl.constexpr, WIDTH: gl.constexpr, RULE: gl.constexpr, TILES_M: gl.constexpr,
     CODE: gl.constexpr,
 ):  # fmt: skip
     """As ``_number_sums``, in integers: float32, in steps of the upper digit."""
@@ -367,7 +492,7 @@ def _digit_sums(
     for _ in gl.static_range(TILES_M):
         sums = sums + (((), ()),)
     for part in gl.static_range(PIECES):
-        weights = _bytes(words, FIRST + part, WIDTH, RULE, CODE)
+        weights = _bytes(words, table, FIRST + part, WIDTH, RULE, CODE)
         result = ()
         for rows in gl.static_range(TILES_M):
             digits = _four(x, (FIRST + part) * TILES_M + rows)
@@ -399,8 +524,7 @@ def _tile_of_sums(totals, TILES_M: gl.constexpr, TILES: gl.constexpr, SHARES: gl
         result = tiles[0]
     else:
         result = gl.reshape(gl.permute(gl.join(tiles[0], tiles[1]), (0, 3, 1, 2)), (SHARES, 16, 16 * TILES))
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [SHARES * TILES, 1], [1, 0])
-    return gl.convert_layout(gl.sum(result, axis=0), LAYOUT)
+    return gl.convert_layout(gl.sum(result, axis=0), _sums_layout(SHARES * TILES))
 
 
 @gluon.jit
@@ -435,10 +559,11 @@ def _small_kernel(
     x_ptr, plane0, plane1, plane2, plane3, plane4, scales, bias, y_ptr, workspace, locks, token_profiles, profile_widths,
     m, n, n_padded, k, units_k, stride_x,
     WIDTHS: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, HAS_BIAS: gl.constexpr, SPLIT: gl.constexpr,
-    ROWS: gl.constexpr, TILES: gl.constexpr, SHARES: gl.constexpr, SHARE: gl.constexpr, DEPTHS: gl.constexpr,
-    PDL: gl.constexpr, CODE: gl.constexpr,
+    ROWS: gl.constexpr, TILES: gl.constexpr, SHARES: gl.constexpr, SHARE: gl.constexpr, EVEN: gl.constexpr,
+    DEPTHS: gl.constexpr, PDL: gl.constexpr, CODE: gl.constexpr,
 ):  # fmt: skip
-    """Grid: (programs of tiles, SPLIT). SHARE: the most units that a program has; DEPTHS: per width, then for several."""
+    """Grid: (programs of tiles, SPLIT). SHARE: the most units that a program has; EVEN: all have as many, a
+    multiple of SHARES times any of DEPTHS, which are per width."""
     WARPS: gl.constexpr = TILES * SHARES
     TILES_M: gl.constexpr = (ROWS + 7) // 8
     UNITS: gl.constexpr = _units_at_once(SHARE, ROWS, WARPS)
@@ -448,14 +573,14 @@ def _small_kernel(
         # one: weights always are, and the step's row data are written ahead of all layers.
         gl.inline_asm_elementwise("griddepcontrol.launch_dependents; // $0", "=r", (), gl.int32, False, 1)
     planes = (plane0, plane1, plane2, plane3, plane4)
-    first_tile = gl.program_id(0) * TILES
     first, last = gl.program_id(1) * units_k // SPLIT, (gl.program_id(1) + 1) * units_k // SPLIT
     xs = gl.allocate_shared_memory(gl.int32, [ROOM, ROWS * 64], _flat(1))
     x_scales = gl.allocate_shared_memory(gl.float32, [ROOM, 8 * TILES_M], _flat(1))
     if len(WIDTHS) == 1:
-        sums = _share_sums(
-            x_ptr, planes, scales, token_profiles, profile_widths, (), _none(TILES_M), xs, x_scales, first_tile, first, last,
-            units_k, m, k, stride_x, WIDTHS, RULE, GROUP, ROWS, TILES, SHARES, DEPTHS[0], ROOM, UNITS, PDL, CODE,
+        _compute(
+            x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, (), _none(TILES_M), xs, x_scales, first,
+            last, units_k, m, n, n_padded, k, stride_x, WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, ROWS, TILES, SHARES, DEPTHS[0], ROOM,
+            UNITS, EVEN, PDL, CODE,
         )  # fmt: skip
     else:
         rows = gl.arange(0, ROWS, layout=_element_layout(WARPS))
@@ -464,41 +589,33 @@ def _small_kernel(
         # Rows of one width have a loop of their own, which is half as long as that for rows of several.
         only = gl.where(gl.min(gl.where(rows < m, widths, widest), axis=0) == widest, widest, 0)
         if only == 0:
-            sums = _share_sums(
-                x_ptr, planes, scales, token_profiles, profile_widths, _present(widths, WIDTHS),
-                _widths_of_sums(token_profiles, profile_widths, m, TILES_M, WARPS), xs, x_scales, first_tile, first, last, units_k, m,
-                k, stride_x, WIDTHS, RULE, GROUP, ROWS, TILES, SHARES, 1, ROOM, UNITS, PDL, CODE,
+            _compute(
+                x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, _present(widths, WIDTHS),
+                _widths_of_sums(token_profiles, profile_widths, m, TILES_M, WARPS), xs, x_scales, first, last, units_k, m, n,
+                n_padded, k, stride_x, WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, ROWS, TILES, SHARES, 1, ROOM, UNITS, EVEN, PDL, CODE,
             )  # fmt: skip
-        else:
-            sums = _no_sums(TILES_M, WARPS)
         for index in gl.static_range(len(WIDTHS)):
             if only == WIDTHS[index]:
-                sums = _share_sums(
-                    x_ptr, planes, scales, token_profiles, profile_widths, (), _none(TILES_M), xs, x_scales, first_tile, first,
-                    last, units_k, m, k, stride_x, _alone(WIDTHS[index]), RULE, GROUP, ROWS, TILES, SHARES, DEPTHS[index], ROOM,
-                    UNITS, PDL, CODE,
+                _compute(
+                    x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, (), _none(TILES_M), xs, x_scales,
+                    first, last, units_k, m, n, n_padded, k, stride_x, _alone(WIDTHS[index]), RULE, GROUP, HAS_BIAS, SPLIT, ROWS,
+                    TILES, SHARES, DEPTHS[index], ROOM, UNITS, EVEN, PDL, CODE,
                 )  # fmt: skip
-    total = _tile_of_sums(sums, TILES_M, TILES, SHARES) * factor(RULE)
-    LAYOUT: gl.constexpr = total.type.layout
-    row = gl.arange(0, 8 * TILES_M, layout=gl.SliceLayout(1, LAYOUT))
-    output = gl.program_id(0) * (16 * TILES) + gl.arange(0, 16 * TILES, layout=gl.SliceLayout(0, LAYOUT))
     if SPLIT > 1:
-        # Every program leaves its sums; the last one to arrive adds them, always in the order of K.
-        share = m.to(gl.int64) * n_padded
-        places = row[:, None].to(gl.int64) * n_padded + output[None, :]
-        mask = (row < m)[:, None] & (output < n_padded)[None, :]
-        gl.store(workspace + gl.program_id(1) * share + places, total, mask=mask)
+        # Every program has left its sums; the last one to arrive adds them, always in the order of K.
         _barrier()
         lock = locks + gl.program_id(0)
         arrived = gl.atomic_add(lock, 1, sem="acq_rel")
         if arrived == SPLIT - 1:
-            total = gl.full((8 * TILES_M, 16 * TILES), 0.0, gl.float32, LAYOUT)
-            for other in gl.static_range(SPLIT):
-                total += gl.load(workspace + other * share + places, mask=mask, other=0.0, cache_modifier=".cg")
+            for turn in range(_turns(n_padded, TILES)):
+                row, output = _places(_sums_layout(WARPS), turn, TILES_M, TILES)
+                places, mask = _workspace_places(row, output, m, n_padded)
+                total = gl.full((8 * TILES_M, 16 * TILES), 0.0, gl.float32, _sums_layout(WARPS))
+                for other in gl.static_range(SPLIT):
+                    part = workspace + other * (m.to(gl.int64) * n_padded) + places
+                    total += gl.load(part, mask=mask, other=0.0, cache_modifier=".cg")
+                _finish(total, scales, bias, y_ptr, row, output, m, n, GROUP, HAS_BIAS)
             gl.store(lock, 0)
-            _finish(total, scales, bias, y_ptr, row, output, m, n, GROUP, HAS_BIAS)
-    else:
-        _finish(total, scales, bias, y_ptr, row, output, m, n, GROUP, HAS_BIAS)
 
 
 @gluon.jit
@@ -543,12 +660,15 @@ def small_gemm(
     split = min(config.split_k, units_k)
     workspace = x.new_empty((split, m, n_padded), dtype=torch.float32) if split > 1 else y
     given = [*planes, *[planes[0]] * (len(PLANE_WIDTHS) - len(planes))]
-    grid = (n_padded // (UNIT_N * config.tiles), split)
+    groups = n_padded // (UNIT_N * config.tiles)
+    depths = config.depths_of(widths)
+    even = units_k % (split * config.shares * lcm(*depths)) == 0
+    grid = (min(groups, config.programs or groups), split)
     _small_kernel[grid](
         x, *given, scales, y if bias is None else bias, y, workspace, locks, token_profiles, profile_widths,
         m, n, n_padded, k, units_k, x.stride(0),
         WIDTHS=tuple(widths), RULE=rule, GROUP=group_size, HAS_BIAS=bias is not None, SPLIT=split, ROWS=config.rows,
-        TILES=config.tiles, SHARES=config.shares, SHARE=-(-units_k // split), DEPTHS=config.depths_of(widths), PDL=config.pdl,
+        TILES=config.tiles, SHARES=config.shares, SHARE=-(-units_k // split), EVEN=even, DEPTHS=depths, PDL=config.pdl,
         CODE=SmallCode("bf16" if x.dtype == torch.bfloat16 else "f16"), num_warps=config.num_warps,
         maxnreg=config.max_registers, launch_pdl=config.pdl,
     )  # fmt: skip

@@ -34,13 +34,16 @@ class SmallConfig:
     split_k: int
     """Programs that share tiles, each with a part of K; their sums are added in order."""
 
+    programs: int | None = None
+    """Programs per part of K; each takes its turns, if there are more tiles than they have. None: as many as that takes one."""
+
     max_registers: int | None = None
     """Registers per thread, at most."""
 
     pdl: bool = True
     """Whether the kernel may start before the one before it ends."""
 
-    depths: tuple[int, ...] = (4, 4, 4, 2, 2)
+    depths: tuple[int, ...] = (4, 2, 2, 1, 1)
     """Units that a warp reads ahead where all rows have one width, per width: 1, 2 or 4."""
 
     @property

@@ -24,7 +24,8 @@ def emulate(assembly: Assembly, inputs: list[Words], dtype: str) -> list[Words]:
     registers = {f"${num_outputs + index}": words for index, words in enumerate(inputs)}
 
     def value(operand: str) -> Words:
-        words = registers[operand] if operand in registers else np.uint32(int(operand, 0))
+        literal = "0x" + operand[2:] if operand.startswith("0f") else operand
+        words = registers[operand] if operand in registers else np.uint32(int(literal, 0))
         return np.broadcast_to(words, shape).astype(np.uint32)
 
     for line in assembly.text.splitlines():
@@ -61,6 +62,9 @@ def _execute(instruction: str, sources: list[str], value, dtype: str) -> Words: 
         assert name == "add", instruction
         return operands[0] + operands[1]
     if types[-1] == "f32":
+        if name == "fma":
+            first, second, third = (words.view(np.float32).astype(np.float64) for words in operands)
+            return (first * second + third).astype(np.float32).view(np.uint32)
         first, second = (words.view(np.float32) for words in operands)
         return {"add": first + second, "mul": first * second}[name].view(np.uint32)
     numbers = [_unpack(words, dtype) for words in operands]
