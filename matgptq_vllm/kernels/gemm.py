@@ -102,7 +102,7 @@ def _program_sums(
                         )
             # Loads after the last step would keep its end waiting.
             if step + 1 < steps:
-                slots = _with(
+                slots = with_slot(
                     slots,
                     slot,
                     _load_tiles(
@@ -153,7 +153,7 @@ def _only_width(has, WIDTHS: tl.constexpr):
 
 
 @triton.jit
-def _with(slots, SLOT: tl.constexpr, value, DEPTH: tl.constexpr):
+def with_slot(slots, SLOT: tl.constexpr, value, DEPTH: tl.constexpr):
     """The slots, one of them replaced."""
     result = ()
     for index in tl.static_range(DEPTH):

@@ -27,7 +27,7 @@ from triton.experimental.gluon import language as gl
 from matgptq_vllm.core.slicing import SliceRule
 from matgptq_vllm.kernels import digits_ptx, small_config
 from matgptq_vllm.kernels.digits_ptx import DIGIT_STEPS, SUM_START, SmallCode
-from matgptq_vllm.kernels.gemm import add_scaled, load_tile, readable
+from matgptq_vllm.kernels.gemm import add_scaled, load_tile, readable, with_slot
 from matgptq_vllm.kernels.lanes import bits_needed, both_scales, factor, load_four, load_two, multiply, num_terms, piece_weights, place_of
 from matgptq_vllm.kernels.layout import PLANE_WIDTHS, UNIT_N
 from matgptq_vllm.kernels.small_config import SmallConfig
@@ -239,7 +239,7 @@ def _compute(
     x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, has, sum_widths, xs, x_scales, first, last,
     units_k, m, n, n_padded, k, stride_x,
     WIDTHS: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, HAS_BIAS: gl.constexpr, SPLIT: gl.constexpr,
-    ROWS: gl.constexpr, TILES: gl.constexpr, SHARES: gl.constexpr, DEPTH: gl.constexpr, ROOM: gl.constexpr, UNITS: gl.constexpr,
+    ROWS: gl.constexpr, PER: gl.constexpr, TILES: gl.constexpr, SHARES: gl.constexpr, DEPTH: gl.constexpr, ROOM: gl.constexpr, UNITS: gl.constexpr,
     EVEN: gl.constexpr, PDL: gl.constexpr, CODE: gl.constexpr,
 ):  # fmt: skip
     """Products of units first to last for the program's tiles, TILES in each of its turns, written to y or the workspace."""
@@ -250,12 +250,19 @@ def _compute(
     thread = gl.arange(0, 32 * WARPS, layout=_element_layout(WARPS))
     lane, warp = thread % 32, thread // 32
     programs = gl.num_programs(0)
-    turns = _turns(n_padded, TILES)
-    tile, start = gl.program_id(0) * TILES + warp % TILES, first + warp // TILES
+    turns = _turns(n_padded, TILES * PER)
+    # A warp has PER adjacent tiles.
+    tile, start = (gl.program_id(0) * TILES + warp % TILES) * PER, first + warp // TILES
     tables = _tables(token_profiles, WIDTHS, RULE, WARPS, CODE)
-    ahead = _load_units(
-        planes, scales, tile, start, last, lane, units_k, has, WIDTHS, RULE, GROUP, BITS, SHARES, DEPTH, EVEN, CODE
-    )  # fmt: skip
+    from_here = _addresses(planes, scales, tile, start, lane, units_k, GROUP, PER)
+    slots = ()
+    for slot in gl.static_range(DEPTH):
+        slots = slots + (
+            _load_tiles(
+                from_here, planes, scales, tile, start, slot * SHARES, last, lane, units_k, has, WIDTHS, RULE, GROUP, BITS, PER, EVEN,
+                CODE,
+            ),
+        )  # fmt: skip
     if PDL:
         # Weights are older than any kernel that may still run; x is not.
         gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", (), gl.int32, False, 1)
@@ -268,18 +275,15 @@ def _compute(
     scale_view = x_scales._reinterpret(gl.float32, (ROOM // SHARES, SHARES, TILES_M, 4, 2), _flat(4))
     steps = (last - first + SHARES * DEPTH - 1) // (SHARES * DEPTH)
     for turn in range(turns):
-        totals = _no_sums(TILES_M, WARPS)
+        totals = _no_sums(PER * TILES_M, WARPS)
         unit = start
         for step in range(steps):
-            slots = ahead
             # After the last step of a turn comes the first of the next; loads after the last of all would keep the end waiting.
             more = step + 1 < steps
-            if more | (turn + 1 < turns):
-                next_unit = gl.where(more, unit + DEPTH * SHARES, start)
-                next_tile = gl.where(more, tile, tile + programs * TILES)
-                ahead = _load_units(
-                    planes, scales, next_tile, next_unit, last, lane, units_k, has, WIDTHS, RULE, GROUP, BITS, SHARES, DEPTH, EVEN, CODE
-                )  # fmt: skip
+            any_more = more | (turn + 1 < turns)
+            unit = gl.where(more, unit + DEPTH * SHARES, start)
+            tile = gl.where(more, tile, tile + programs * (TILES * PER))
+            from_here = _addresses(planes, scales, tile, unit, lane, units_k, GROUP, PER)
             for slot in gl.static_range(DEPTH):
                 x = _for_lanes(x_view.index(step * DEPTH + slot), 4 * TILES_M, 4, ROWS, SHARES, TILES)
                 steps_of_x = ()
@@ -297,10 +301,18 @@ def _compute(
                                 slots[slot], tables[index], x, steps_of_x, totals, sum_widths, WIDTHS[index], True, RULE, GROUP,
                                 TILES_M, CODE,
                             )  # fmt: skip
-            unit += SHARES * DEPTH
-        tile += programs * TILES
-        total = _tile_of_sums(totals, TILES_M, TILES, SHARES) * factor(RULE)
-        row, output = _places(_sums_layout(WARPS), turn, TILES_M, TILES)
+                if any_more:
+                    slots = with_slot(
+                        slots,
+                        slot,
+                        _load_tiles(
+                            from_here, planes, scales, tile, unit, slot * SHARES, last, lane, units_k, has, WIDTHS, RULE, GROUP, BITS,
+                            PER, EVEN, CODE,
+                        ),
+                        DEPTH,
+                    )  # fmt: skip
+        total = _tile_of_sums(totals, TILES_M, PER, TILES, SHARES) * factor(RULE)
+        row, output = _places(_sums_layout(WARPS), turn, TILES_M, TILES * PER)
         if SPLIT > 1:
             places, mask = _workspace_places(row, output, m, n_padded)
             gl.store(workspace + gl.program_id(1) * (m.to(gl.int64) * n_padded) + places, total, mask=mask)
@@ -309,55 +321,73 @@ def _compute(
 
 
 @gluon.jit
-def _load_units(
-    planes, scales, tile, unit, last, lane, units_k, has,
-    WIDTHS: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, BITS: gl.constexpr, SHARES: gl.constexpr,
-    DEPTH: gl.constexpr, EVEN: gl.constexpr, CODE: gl.constexpr,
-):  # fmt: skip
-    """Words and scales of a warp's next DEPTH units. EVEN: there are as many."""
-    units = ()
-    if EVEN and len(WIDTHS) == 1:
-        number = tile * units_k + unit
+def _addresses(planes, scales, tile, unit, lane, units_k, GROUP: gl.constexpr, PER: gl.constexpr):
+    """Per tile of a warp, where a unit's words of each plane are, and its scales."""
+    GROUPS: gl.constexpr = 1 if GROUP == -1 else 128 // GROUP
+    addresses = ()
+    for index in gl.static_range(PER):
+        number = (tile + index) * units_k + unit
         pair, single = number * 128 + 4 * lane, number * 64 + 2 * lane
-        GROUPS: gl.constexpr = 1 if GROUP == -1 else 128 // GROUP
-        first_scale = number * (8 * GROUPS) + lane // 4
-        # Addresses of a unit's words differ from those of the first by constants, which cost nothing.
-        from0, from1, from2 = planes[0] + pair, planes[1] + single, planes[2] + single
-        from3, from4 = planes[3] + pair, planes[4] + pair
-        for slot in gl.static_range(DEPTH):
-            words = load_four(from0, slot * SHARES * 128, True, CODE)
-            if BITS >= 3:
-                words = words + load_two(from1, slot * SHARES * 64, CODE)
-            if BITS >= 4:
-                words = words + load_two(from2, slot * SHARES * 64, CODE)
-            if BITS >= 6:
-                words = words + load_four(from3, slot * SHARES * 128, True, CODE)
-            if BITS >= 8:
-                words = words + load_four(from4, slot * SHARES * 128, True, CODE)
-            pairs = ()
-            if GROUP == -1:
-                one = gl.full(lane.shape, 1.0, gl.float32, lane.type.layout)
-                pairs = ((one, one),)
-            else:
-                for group in gl.static_range(GROUPS):
-                    pairs = pairs + (_scale_pair(scales, first_scale, (slot * SHARES * GROUPS + group) * 8),)
-            units = units + ((words, pairs),)
-    else:
-        for _ in gl.static_range(DEPTH):
-            units = units + (
-                load_tile(planes, scales, tile, unit, unit < last, lane, units_k, has, WIDTHS, RULE, GROUP, BITS, CODE),
-            )  # fmt: skip
-            unit += SHARES
-    return units
+        scale = number * (8 * GROUPS) + lane // 4
+        if scales.dtype.element_ty.primitive_bitwidth == 16:
+            scale_address = scales.to(gl.pointer_type(gl.int32), bitcast=True) + scale
+        else:
+            scale_address = scales + 2 * scale
+        addresses = addresses + (
+            (planes[0] + pair, planes[1] + single, planes[2] + single, planes[3] + pair, planes[4] + pair, scale_address),
+        )
+    return addresses
 
 
 @gluon.jit
-def _scale_pair(scales, first, OFFSET: gl.constexpr):
-    """As ``lanes.load_scales``, without a mask."""
-    if scales.dtype.element_ty.primitive_bitwidth == 16:
-        result = (gl.load(scales.to(gl.pointer_type(gl.int32), bitcast=True) + first + OFFSET),)
+def _load_tiles(
+    addresses, planes, scales, tile, unit, AFTER: gl.constexpr, last, lane, units_k, has,
+    WIDTHS: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, BITS: gl.constexpr, PER: gl.constexpr, EVEN: gl.constexpr,
+    CODE: gl.constexpr,
+):  # fmt: skip
+    """Per tile of a warp, words and scales of the unit that is AFTER units later. EVEN: there is one."""
+    tiles = ()
+    for index in gl.static_range(PER):
+        if EVEN and len(WIDTHS) == 1:
+            tiles = tiles + (_load_after(addresses[index], lane, AFTER, GROUP, BITS, CODE),)
+        else:
+            wanted = unit + AFTER
+            tiles = tiles + (
+                load_tile(planes, scales, tile + index, wanted, wanted < last, lane, units_k, has, WIDTHS, RULE, GROUP, BITS, CODE),
+            )  # fmt: skip
+    return tiles
+
+
+@gluon.jit
+def _load_after(addresses, lane, AFTER: gl.constexpr, GROUP: gl.constexpr, BITS: gl.constexpr, CODE: gl.constexpr):
+    """As ``gemm.load_tile``; a constant more in an address costs nothing."""
+    words = load_four(addresses[0], AFTER * 128, True, CODE)
+    if BITS >= 3:
+        words = words + load_two(addresses[1], AFTER * 64, CODE)
+    if BITS >= 4:
+        words = words + load_two(addresses[2], AFTER * 64, CODE)
+    if BITS >= 6:
+        words = words + load_four(addresses[3], AFTER * 128, True, CODE)
+    if BITS >= 8:
+        words = words + load_four(addresses[4], AFTER * 128, True, CODE)
+    pairs = ()
+    if GROUP == -1:
+        one = gl.full(lane.shape, 1.0, gl.float32, lane.type.layout)
+        pairs = ((one, one),)
     else:
-        result = (gl.load(scales + 2 * first + 2 * OFFSET), gl.load(scales + 2 * first + (2 * OFFSET + 1)))
+        GROUPS: gl.constexpr = 128 // GROUP
+        for group in gl.static_range(GROUPS):
+            pairs = pairs + (_scale_pair(addresses[5], (AFTER * GROUPS + group) * 8),)
+    return (words, pairs)
+
+
+@gluon.jit
+def _scale_pair(address, AFTER: gl.constexpr):
+    """As ``lanes.load_scales``."""
+    if address.dtype.element_ty == gl.int32:
+        result = (gl.load(address + AFTER),)
+    else:
+        result = (gl.load(address + 2 * AFTER), gl.load(address + (2 * AFTER + 1)))
     return result
 
 
@@ -369,7 +399,7 @@ def _turns(n_padded, TILES: gl.constexpr):
 
 @gluon.jit
 def _places(LAYOUT: gl.constexpr, turn, TILES_M: gl.constexpr, TILES: gl.constexpr):
-    """Rows and outputs of the tiles of a turn."""
+    """Rows and outputs of the TILES tiles of a turn."""
     row = gl.arange(0, 8 * TILES_M, layout=gl.SliceLayout(1, LAYOUT))
     group = gl.program_id(0) + turn * gl.num_programs(0)
     return row, group * (16 * TILES) + gl.arange(0, 16 * TILES, layout=gl.SliceLayout(0, LAYOUT))
@@ -398,26 +428,28 @@ def _no_sums(TILES_M: gl.constexpr, WARPS: gl.constexpr):
 
 @gluon.jit
 def _use_unit(
-    tile, table, x, steps_of_x, totals, sum_widths,
+    tiles, table, x, steps_of_x, totals, sum_widths,
     WIDTH: gl.constexpr, SEVERAL: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, TILES_M: gl.constexpr,
     CODE: gl.constexpr,
 ):  # fmt: skip
     """totals plus the products of a unit, its weights read at WIDTH; only for rows of that width if there are several."""
     PIECES: gl.constexpr = 4 if GROUP == -1 else GROUP // 32
     for group in gl.static_range(4 // PIECES):
-        upper, lower = both_scales(tile[1][group])
-        if takes_digits(WIDTH, RULE):
-            sums = _digit_sums(tile[0], table, x, group * PIECES, PIECES, WIDTH, RULE, TILES_M, CODE)
-        else:
-            sums = _number_sums(tile[0], x, group * PIECES, PIECES, WIDTH, RULE, TILES_M, CODE)
         scaled = ()
-        for rows in gl.static_range(TILES_M):
+        for index in gl.static_range(len(tiles)):
+            upper, lower = both_scales(tiles[index][1][group])
             if takes_digits(WIDTH, RULE):
-                even, odd = steps_of_x[2 * rows], steps_of_x[2 * rows + 1]
-                part = (sums[rows][0] * even, sums[rows][1] * odd, sums[rows][2] * even, sums[rows][3] * odd)
+                sums = _digit_sums(tiles[index][0], table, x, group * PIECES, PIECES, WIDTH, RULE, TILES_M, CODE)
             else:
-                part = sums[rows]
-            scaled = scaled + (add_scaled(totals[rows], part, upper, lower, sum_widths[rows], WIDTH, SEVERAL),)
+                sums = _number_sums(tiles[index][0], x, group * PIECES, PIECES, WIDTH, RULE, TILES_M, CODE)
+            for rows in gl.static_range(TILES_M):
+                if takes_digits(WIDTH, RULE):
+                    even, odd = steps_of_x[2 * rows], steps_of_x[2 * rows + 1]
+                    part = (sums[rows][0] * even, sums[rows][1] * odd, sums[rows][2] * even, sums[rows][3] * odd)
+                else:
+                    part = sums[rows]
+                total = totals[index * TILES_M + rows]
+                scaled = scaled + (add_scaled(total, part, upper, lower, sum_widths[rows], WIDTH, SEVERAL),)
         totals = scaled
     return totals
 
@@ -511,19 +543,27 @@ def _digit_sums(
 
 
 @gluon.jit
-def _tile_of_sums(totals, TILES_M: gl.constexpr, TILES: gl.constexpr, SHARES: gl.constexpr):
-    """Sums as lanes hold them, those of warps that share a tile added up -> [8 * TILES_M, 16 * TILES]."""
+def _tile_of_sums(totals, TILES_M: gl.constexpr, PER: gl.constexpr, TILES: gl.constexpr, SHARES: gl.constexpr):
+    """Sums as lanes hold them, those of warps that share a tile added up -> [8 * TILES_M, 16 * TILES * PER]."""
     tiles = ()
-    for rows in gl.static_range(TILES_M):
-        sums = totals[rows]
+    for index in gl.static_range(PER * TILES_M):
+        sums = totals[index]
         upper, lower = gl.join(sums[0], sums[1]), gl.join(sums[2], sums[3])
         # share, tile, g, j, odd row, output + 8
         lanes = gl.reshape(gl.join(upper, lower), (SHARES, TILES, 8, 4, 2, 2))
-        tiles = tiles + (gl.reshape(gl.permute(lanes, (0, 3, 4, 1, 5, 2)), (SHARES, 8, 16 * TILES)),)
-    if TILES_M == 1:
-        result = tiles[0]
+        tiles = tiles + (gl.permute(lanes, (0, 3, 4, 1, 5, 2)),)
+    rows = ()
+    for index in gl.static_range(PER):
+        if TILES_M == 1:
+            rows = rows + (gl.reshape(tiles[index], (SHARES, 8, TILES, 16)),)
+        else:
+            both = gl.permute(gl.join(tiles[2 * index], tiles[2 * index + 1]), (0, 6, 1, 2, 3, 4, 5))
+            rows = rows + (gl.reshape(both, (SHARES, 16, TILES, 16)),)
+    if PER == 1:
+        result = rows[0]
     else:
-        result = gl.reshape(gl.permute(gl.join(tiles[0], tiles[1]), (0, 3, 1, 2)), (SHARES, 16, 16 * TILES))
+        result = gl.permute(gl.join(rows[0], rows[1]), (0, 1, 2, 4, 3))
+    result = gl.reshape(result, (SHARES, 8 * TILES_M, 16 * TILES * PER))
     return gl.convert_layout(gl.sum(result, axis=0), _sums_layout(SHARES * TILES))
 
 
@@ -559,7 +599,7 @@ def _small_kernel(
     x_ptr, plane0, plane1, plane2, plane3, plane4, scales, bias, y_ptr, workspace, locks, token_profiles, profile_widths,
     m, n, n_padded, k, units_k, stride_x,
     WIDTHS: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, HAS_BIAS: gl.constexpr, SPLIT: gl.constexpr,
-    ROWS: gl.constexpr, TILES: gl.constexpr, SHARES: gl.constexpr, SHARE: gl.constexpr, EVEN: gl.constexpr,
+    ROWS: gl.constexpr, PER: gl.constexpr, TILES: gl.constexpr, SHARES: gl.constexpr, SHARE: gl.constexpr, EVEN: gl.constexpr,
     DEPTHS: gl.constexpr, PDL: gl.constexpr, CODE: gl.constexpr,
 ):  # fmt: skip
     """Grid: (programs of tiles, SPLIT). SHARE: the most units that a program has; EVEN: all have as many, a
@@ -579,7 +619,7 @@ def _small_kernel(
     if len(WIDTHS) == 1:
         _compute(
             x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, (), _none(TILES_M), xs, x_scales, first,
-            last, units_k, m, n, n_padded, k, stride_x, WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, ROWS, TILES, SHARES, DEPTHS[0], ROOM,
+            last, units_k, m, n, n_padded, k, stride_x, WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, ROWS, PER, TILES, SHARES, DEPTHS[0], ROOM,
             UNITS, EVEN, PDL, CODE,
         )  # fmt: skip
     else:
@@ -592,13 +632,13 @@ def _small_kernel(
             _compute(
                 x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, _present(widths, WIDTHS),
                 _widths_of_sums(token_profiles, profile_widths, m, TILES_M, WARPS), xs, x_scales, first, last, units_k, m, n,
-                n_padded, k, stride_x, WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, ROWS, TILES, SHARES, 1, ROOM, UNITS, EVEN, PDL, CODE,
+                n_padded, k, stride_x, WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, ROWS, PER, TILES, SHARES, 1, ROOM, UNITS, EVEN, PDL, CODE,
             )  # fmt: skip
         for index in gl.static_range(len(WIDTHS)):
             if only == WIDTHS[index]:
                 _compute(
                     x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, (), _none(TILES_M), xs, x_scales,
-                    first, last, units_k, m, n, n_padded, k, stride_x, _alone(WIDTHS[index]), RULE, GROUP, HAS_BIAS, SPLIT, ROWS,
+                    first, last, units_k, m, n, n_padded, k, stride_x, _alone(WIDTHS[index]), RULE, GROUP, HAS_BIAS, SPLIT, ROWS, PER,
                     TILES, SHARES, DEPTHS[index], ROOM, UNITS, EVEN, PDL, CODE,
                 )  # fmt: skip
     if SPLIT > 1:
@@ -607,10 +647,10 @@ def _small_kernel(
         lock = locks + gl.program_id(0)
         arrived = gl.atomic_add(lock, 1, sem="acq_rel")
         if arrived == SPLIT - 1:
-            for turn in range(_turns(n_padded, TILES)):
-                row, output = _places(_sums_layout(WARPS), turn, TILES_M, TILES)
+            for turn in range(_turns(n_padded, TILES * PER)):
+                row, output = _places(_sums_layout(WARPS), turn, TILES_M, TILES * PER)
                 places, mask = _workspace_places(row, output, m, n_padded)
-                total = gl.full((8 * TILES_M, 16 * TILES), 0.0, gl.float32, _sums_layout(WARPS))
+                total = gl.full((8 * TILES_M, 16 * TILES * PER), 0.0, gl.float32, _sums_layout(WARPS))
                 for other in gl.static_range(SPLIT):
                     part = workspace + other * (m.to(gl.int64) * n_padded) + places
                     total += gl.load(part, mask=mask, other=0.0, cache_modifier=".cg")
@@ -660,7 +700,7 @@ def small_gemm(
     split = min(config.split_k, units_k)
     workspace = x.new_empty((split, m, n_padded), dtype=torch.float32) if split > 1 else y
     given = [*planes, *[planes[0]] * (len(PLANE_WIDTHS) - len(planes))]
-    groups = n_padded // (UNIT_N * config.tiles)
+    groups = n_padded // (UNIT_N * config.tiles * config.per_warp)
     depths = config.depths_of(widths)
     even = units_k % (split * config.shares * lcm(*depths)) == 0
     grid = (min(groups, config.programs or groups), split)
@@ -668,7 +708,7 @@ def small_gemm(
         x, *given, scales, y if bias is None else bias, y, workspace, locks, token_profiles, profile_widths,
         m, n, n_padded, k, units_k, x.stride(0),
         WIDTHS=tuple(widths), RULE=rule, GROUP=group_size, HAS_BIAS=bias is not None, SPLIT=split, ROWS=config.rows,
-        TILES=config.tiles, SHARES=config.shares, SHARE=-(-units_k // split), EVEN=even, DEPTHS=depths, PDL=config.pdl,
+        PER=config.per_warp, TILES=config.tiles, SHARES=config.shares, SHARE=-(-units_k // split), EVEN=even, DEPTHS=depths, PDL=config.pdl,
         CODE=SmallCode("bf16" if x.dtype == torch.bfloat16 else "f16"), num_warps=config.num_warps,
         maxnreg=config.max_registers, launch_pdl=config.pdl,
     )  # fmt: skip

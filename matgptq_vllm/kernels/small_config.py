@@ -26,13 +26,16 @@ class SmallConfig:
     """Rows that a program has room for: 1, 4, 8 or 16."""
 
     tiles: int
-    """Tiles of 16 outputs per program, each of which has its own warps."""
+    """Warps side by side, each with its own tiles of 16 outputs."""
 
     shares: int
-    """Warps that share a tile, unit by unit of K; their sums are added in order."""
+    """Warps that share tiles, unit by unit of K; their sums are added in order."""
 
     split_k: int
     """Programs that share tiles, each with a part of K; their sums are added in order."""
+
+    per_warp: int = 1
+    """Tiles of a warp: 1 or 2."""
 
     programs: int | None = None
     """Programs per part of K; each takes its turns, if there are more tiles than they have. None: as many as that takes one."""
@@ -43,7 +46,7 @@ class SmallConfig:
     pdl: bool = True
     """Whether the kernel may start before the one before it ends."""
 
-    depths: tuple[int, ...] = (4, 2, 2, 1, 1)
+    depths: tuple[int, ...] = (4, 4, 4, 2, 2)
     """Units that a warp reads ahead where all rows have one width, per width: 1, 2 or 4."""
 
     @property
