@@ -38,12 +38,12 @@ class SmallCode(LaneCode):
         """All that a kernel may get by the methods of a code."""
         yield from LaneCode.assemblies(dtype)
         cases = [(width, rule) for width in WIDTHS for rule in SLICE_RULES if takes_digits(width, rule)]
-        yield from (level_bytes(width, half, rule) for width, rule in cases for half in (0, 1))
+        yield from (level_bytes(width, half, rule, flag) for width, rule in cases for half in (0, 1) for flag in (False, True))
         yield from (digit_product(True), digit_product(False), digit_words(dtype))
 
-    def level_bytes(self, width: int, half: int, rule: SliceRule) -> Assembly:
+    def level_bytes(self, width: int, half: int, rule: SliceRule, paired: bool) -> Assembly:
         """``level_bytes``, which is the same for all types."""
-        return level_bytes(width, half, rule)
+        return level_bytes(width, half, rule, paired)
 
     def level_words(self, width: int, rule: SliceRule) -> tuple[int, ...]:
         """``level_words`` as signed numbers."""
@@ -95,11 +95,12 @@ def level_words(width: int, rule: SliceRule) -> tuple[int, ...]:
 
 
 @cache
-def level_bytes(width: int, half: int, rule: SliceRule) -> Assembly:
-    """Words of as many planes as the width needs -> the left operand of one product of 32 columns: four words of bytes.
+def level_bytes(width: int, half: int, rule: SliceRule, paired: bool) -> Assembly:
+    """Words of as many planes as the width needs -> levels, four words of bytes. Operands: these; words of planes; ``level_words``.
 
-    These are, of a lane's 8 columns in kernels.layout: columns 0-3 of output g, of output g + 8, columns 4-7 of g, of g + 8.
-    Operands: four outputs; words of planes; ``level_words``.
+    Of a lane's 8 columns in kernels.layout, the words hold columns 0-3 of output g, of output g + 8, columns 4-7 of g, of g + 8:
+    the left operand of one product of 32 columns. If ``paired``, which takes fewer instructions, they hold columns 0 and 2, 1 and
+    3, 4 and 6, 5 and 7, of g in the even bytes and g + 8 in the odd.
 
     Args:
         half: the piece's number modulo 2.
@@ -133,6 +134,10 @@ def level_bytes(width: int, half: int, rule: SliceRule) -> Assembly:
             left = {(0, 1): 2, (1, 0): -1, (1, 1): 0}[half, i]
             joined = select(shifted(plane0, -2 + 2 * i), shifted(plane1, left), 0x33333333)
             index = op("and.b32", joined, "0x77777777")
+        if paired:
+            lines.append(f"prmt.b32 ${2 * i}, {low}, {high}, {index};")
+            lines.append(f"prmt.b32 ${2 * i + 1}, {low}, {high}, {shifted(index, -16)};")
+            continue
         even = op("prmt.b32", low, high, index)
         odd = op("prmt.b32", low, high, shifted(index, -16))
         lines.append(f"prmt.b32 ${2 * i}, {even}, {odd}, 0x6240;")

@@ -36,6 +36,7 @@ from matgptq_vllm.kernels.small_config import SmallConfig
 _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 
 _STEPS = gl.constexpr(float(DIGIT_STEPS))
+_SUM_START = gl.constexpr(SUM_START)
 _LOWER_START = gl.constexpr(SUM_START * (1.0 + 1.0 / 256.0))
 _TINY = gl.constexpr(0x0DA24260)  # 1e-30: what is less than it times 127 counts as zero
 
@@ -43,8 +44,8 @@ takes_digits = triton.constexpr_function(digits_ptx.takes_digits)
 
 
 @triton.constexpr_function
-def _level_bytes(code, width, half, rule):
-    return code.level_bytes(width, half, rule)
+def _level_bytes(code, width, half, rule, paired):
+    return code.level_bytes(width, half, rule, paired)
 
 
 @triton.constexpr_function
@@ -78,8 +79,14 @@ def _alone(width):
 
 
 @triton.constexpr_function
-def _none(count):
-    return ((),) * count
+def _paired(rows, per):
+    """Whether the sums of digits are of pairs of outputs: see ``_pair_sums``."""
+    return per == 2 and rows <= 4
+
+
+@triton.constexpr_function
+def _num_scales(rows):
+    return max(rows, 8)
 
 
 @triton.constexpr_function
@@ -152,16 +159,16 @@ def _for_lanes(shared, BEFORE: gl.constexpr, LAST: gl.constexpr, ROWS: gl.conste
 
 
 @gluon.jit
-def _scales_for_lanes(shared, TILES_M: gl.constexpr, SHARES: gl.constexpr, TILES: gl.constexpr):
-    """Shared memory [SHARES, TILES_M, 4, 2] -> for every 8 rows, the scales of rows 2j and 2j + 1."""
-    LAYOUT: gl.constexpr = _lanes_layout(SHARES, TILES, 8, TILES_M, 2)
+def _scales_for_lanes(shared, BEFORE: gl.constexpr, LAST: gl.constexpr, SHARES: gl.constexpr, TILES: gl.constexpr):
+    """Shared memory [SHARES, BEFORE, 4, LAST] -> BEFORE * LAST tensors, an element per thread."""
+    LAYOUT: gl.constexpr = _lanes_layout(SHARES, TILES, 8, BEFORE, LAST)
     WARPS: gl.constexpr = SHARES * TILES
     found = shared.load(gl.SliceLayout(1, gl.SliceLayout(3, gl.SliceLayout(4, LAYOUT))))
     found = gl.expand_dims(gl.expand_dims(gl.expand_dims(found, 1), 3), 4)
-    zeros = gl.full((SHARES, TILES, TILES_M, 1, 8, 4, 2), 0.0, gl.float32, LAYOUT)
+    zeros = gl.full((SHARES, TILES, BEFORE, 1, 8, 4, LAST), 0.0, gl.float32, LAYOUT)
     found, _ = gl.broadcast(found, zeros)
     found = gl.permute(found, (0, 1, 3, 4, 5, 2, 6))
-    return _parts(found, 32 * WARPS, 2 * TILES_M, _element_layout(WARPS))
+    return _parts(found, 32 * WARPS, BEFORE * LAST, _element_layout(WARPS))
 
 
 @gluon.jit
@@ -181,9 +188,9 @@ def _number(bits, DTYPE: gl.constexpr):
 
 @gluon.jit
 def _prepare(
-    xs, x_scales, x_ptr, token_profiles, profile_widths, m, first, last, k, stride_x,
+    xs, pair_xs, x_scales, x_ptr, token_profiles, profile_widths, m, first, last, k, stride_x,
     WIDTHS: gl.constexpr, RULE: gl.constexpr, ROWS: gl.constexpr, WARPS: gl.constexpr, ROOM: gl.constexpr, UNITS: gl.constexpr,
-    CODE: gl.constexpr,
+    SCALES: gl.constexpr, PAIRED: gl.constexpr, CODE: gl.constexpr,
 ):  # fmt: skip
     """Bring x of units first to last into shared memory, UNITS at once; what is beyond is 0."""
     LAYOUT: gl.constexpr = gl.BlockedLayout([1, 4], [2, 16], [WARPS, 1], [1, 0])
@@ -193,8 +200,7 @@ def _prepare(
     row = pair % ROWS
     exists = row < m
     if len(WIDTHS) > 1:
-        profile = gl.load(token_profiles + row, mask=exists, other=0)
-        width = gl.load(profile_widths + profile, mask=exists, other=0)
+        width = _widths_of(token_profiles, profile_widths, row, m)
         in_digits = width < 0
         unit_scale = gl.full((PAIRS,), 0.0, gl.float32, gl.SliceLayout(1, LAYOUT))
         for index in gl.static_range(len(WIDTHS)):
@@ -216,17 +222,35 @@ def _prepare(
             assembly: gl.constexpr = _digit_words(CODE)
             steps, _ = gl.broadcast((inverse * _STEPS)[:, None], words)
             digits = gl.inline_asm_elementwise(assembly[0], assembly[1], (words, steps), gl.int32, True, 4)
-            if len(WIDTHS) > 1:
-                words = gl.where(in_digits[:, None], digits, words)
+            if PAIRED:
+                apart = _apart(digits, UNITS, ROWS)
+                pair_xs._reinterpret(gl.int32, (ROOM // UNITS, UNITS, 4, 4 * ROWS, 4, 4), _flat(5)).index(number).store(apart)
+                # Of upper and lower digits.
+                both = gl.join(greatest * unit_scale, greatest * (unit_scale * (1.0 / 256.0)))
+                both = gl.reshape(both, (UNITS, 2 * ROWS))
+                view = x_scales._reinterpret(gl.float32, (ROOM // UNITS, UNITS, SCALES), _flat(2)).index(number)
+                view.slice(0, 2 * ROWS, dim=1).store(both)
             else:
-                words = digits
-            SCALES: gl.constexpr = 8 if ROWS < 8 else ROWS
-            view = x_scales._reinterpret(gl.float32, (ROOM // UNITS, UNITS, SCALES), _flat(2)).index(number)
-            if ROWS < 8:
-                view = view.slice(0, ROWS, dim=1)
-            view.store(gl.reshape(greatest * unit_scale, (UNITS, ROWS)))
-        words = gl.permute(gl.reshape(words, (UNITS, ROWS, 4, 4, 4)), (0, 2, 1, 3, 4))
-        xs._reinterpret(gl.int32, (ROOM // UNITS, UNITS, 4, ROWS, 4, 4), _flat(5)).index(number).store(words)
+                if len(WIDTHS) > 1:
+                    words = gl.where(in_digits[:, None], digits, words)
+                else:
+                    words = digits
+                view = x_scales._reinterpret(gl.float32, (ROOM // UNITS, UNITS, SCALES), _flat(2)).index(number)
+                view.slice(0, ROWS, dim=1).store(gl.reshape(greatest * unit_scale, (UNITS, ROWS)))
+        if not PAIRED or not takes_digits(WIDTHS[len(WIDTHS) - 1], RULE):
+            words = gl.permute(gl.reshape(words, (UNITS, ROWS, 4, 4, 4)), (0, 2, 1, 3, 4))
+            xs._reinterpret(gl.int32, (ROOM // UNITS, UNITS, 4, ROWS, 4, 4), _flat(5)).index(number).store(words)
+
+
+@gluon.jit
+def _apart(digits, UNITS: gl.constexpr, ROWS: gl.constexpr):
+    """Words of digits -> [UNITS, piece, (row, digit, output + 8), j, (columns 0-3 or 4-7, odd columns)], see ``_pair_sums``."""
+    digits = gl.reshape(digits, (UNITS, ROWS, 4, 4, 2, 2))
+    upper = gl.join(digits & 0x00FF00FF, (digits >> 8) & 0x00FF00FF)
+    lower = gl.join((digits << 8) & -0x00FF0100, digits & -0x00FF0100)
+    # unit, row, piece, j, digit, half, odd, output + 8
+    words = gl.permute(gl.join(upper, lower), (0, 2, 1, 4, 7, 3, 5, 6))
+    return gl.reshape(words, (UNITS, 4, 4 * ROWS, 4, 4))
 
 
 @triton.constexpr_function
@@ -236,7 +260,7 @@ def _flat(rank):
 
 @gluon.jit
 def _compute(
-    x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, has, sum_widths, xs, x_scales, first, last,
+    x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, has, sum_widths, xs, pair_xs, x_scales, first, last,
     units_k, m, n, n_padded, k, stride_x,
     WIDTHS: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, HAS_BIAS: gl.constexpr, SPLIT: gl.constexpr,
     ROWS: gl.constexpr, PER: gl.constexpr, TILES: gl.constexpr, SHARES: gl.constexpr, DEPTH: gl.constexpr, ROOM: gl.constexpr, UNITS: gl.constexpr,
@@ -247,6 +271,11 @@ def _compute(
     WARPS: gl.constexpr = TILES * SHARES
     TILES_M: gl.constexpr = (ROWS + 7) // 8
     LOW: gl.constexpr = min(ROWS, 8)
+    PAIRED: gl.constexpr = _paired(ROWS, PER)
+    COLUMNS: gl.constexpr = max(ROWS // 2, 1)
+    SCALES: gl.constexpr = _num_scales(ROWS)
+    DIGITS: gl.constexpr = takes_digits(WIDTHS[0], RULE)
+    NUMBERS: gl.constexpr = not takes_digits(WIDTHS[len(WIDTHS) - 1], RULE)
     thread = gl.arange(0, 32 * WARPS, layout=_element_layout(WARPS))
     lane, warp = thread % 32, thread // 32
     programs = gl.num_programs(0)
@@ -267,15 +296,20 @@ def _compute(
         # Weights are older than any kernel that may still run; x is not.
         gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", (), gl.int32, False, 1)
     _prepare(
-        xs, x_scales, x_ptr, token_profiles, profile_widths, m, first, last, k, stride_x, WIDTHS, RULE, ROWS, WARPS, ROOM, UNITS,
-        CODE,
+        xs, pair_xs, x_scales, x_ptr, token_profiles, profile_widths, m, first, last, k, stride_x, WIDTHS, RULE, ROWS, WARPS, ROOM,
+        UNITS, SCALES, PAIRED, CODE,
     )  # fmt: skip
     _barrier()
     x_view = xs._reinterpret(gl.int32, (ROOM // SHARES, SHARES, 4 * TILES_M, LOW, 4, 4), _flat(5))
-    scale_view = x_scales._reinterpret(gl.float32, (ROOM // SHARES, SHARES, TILES_M, 4, 2), _flat(4))
+    if PAIRED:
+        pair_view = pair_xs._reinterpret(gl.int32, (ROOM // SHARES, SHARES, 4 * COLUMNS, min(4 * ROWS, 8), 4, 4), _flat(5))
+        scale_view = x_scales._reinterpret(gl.float32, (ROOM // SHARES, SHARES, COLUMNS, 4, 1), _flat(4))
+    else:
+        scale_view = x_scales._reinterpret(gl.float32, (ROOM // SHARES, SHARES, TILES_M, 4, 2), _flat(4))
     steps = (last - first + SHARES * DEPTH - 1) // (SHARES * DEPTH)
     for turn in range(turns):
         totals = _no_sums(PER * TILES_M, WARPS)
+        pair_totals = _no_sums(COLUMNS, WARPS)
         unit = start
         for step in range(steps):
             # After the last step of a turn comes the first of the next; loads after the last of all would keep the end waiting.
@@ -285,21 +319,27 @@ def _compute(
             tile = gl.where(more, tile, tile + programs * (TILES * PER))
             from_here = _addresses(planes, scales, tile, unit, lane, units_k, GROUP, PER)
             for slot in gl.static_range(DEPTH):
-                x = _for_lanes(x_view.index(step * DEPTH + slot), 4 * TILES_M, 4, ROWS, SHARES, TILES)
-                steps_of_x = ()
-                if takes_digits(WIDTHS[0], RULE):
-                    steps_of_x = _scales_for_lanes(scale_view.index(step * DEPTH + slot), TILES_M, SHARES, TILES)
+                x, pair_x, steps_of_x = (), (), ()
+                if NUMBERS or not PAIRED:
+                    x = _for_lanes(x_view.index(step * DEPTH + slot), 4 * TILES_M, 4, ROWS, SHARES, TILES)
+                if DIGITS:
+                    scales_here = scale_view.index(step * DEPTH + slot)
+                    if PAIRED:
+                        pair_x = _for_lanes(pair_view.index(step * DEPTH + slot), 4 * COLUMNS, 4, 4 * ROWS, SHARES, TILES)
+                        steps_of_x = _scales_for_lanes(scales_here, COLUMNS, 1, SHARES, TILES)
+                    else:
+                        steps_of_x = _scales_for_lanes(scales_here, TILES_M, 2, SHARES, TILES)
                 for index in gl.static_range(len(WIDTHS)):
                     if len(WIDTHS) == 1:
-                        totals = _use_unit(
-                            slots[slot], tables[index], x, steps_of_x, totals, sum_widths, WIDTHS[index], False, RULE, GROUP,
-                            TILES_M, CODE,
+                        totals, pair_totals = _use_unit(
+                            slots[slot], tables[index], x, pair_x, steps_of_x, totals, pair_totals, sum_widths, WIDTHS[index], False,
+                            RULE, GROUP, TILES_M, COLUMNS, PAIRED, CODE,
                         )  # fmt: skip
                     else:
                         if has[index]:
-                            totals = _use_unit(
-                                slots[slot], tables[index], x, steps_of_x, totals, sum_widths, WIDTHS[index], True, RULE, GROUP,
-                                TILES_M, CODE,
+                            totals, pair_totals = _use_unit(
+                                slots[slot], tables[index], x, pair_x, steps_of_x, totals, pair_totals, sum_widths, WIDTHS[index],
+                                True, RULE, GROUP, TILES_M, COLUMNS, PAIRED, CODE,
                             )  # fmt: skip
                 if any_more:
                     slots = with_slot(
@@ -311,13 +351,42 @@ def _compute(
                         ),
                         DEPTH,
                     )  # fmt: skip
-        total = _tile_of_sums(totals, TILES_M, PER, TILES, SHARES) * factor(RULE)
-        row, output = _places(_sums_layout(WARPS), turn, TILES_M, TILES * PER)
-        if SPLIT > 1:
-            places, mask = _workspace_places(row, output, m, n_padded)
-            gl.store(workspace + gl.program_id(1) * (m.to(gl.int64) * n_padded) + places, total, mask=mask)
-        else:
-            _finish(total, scales, bias, y_ptr, row, output, m, n, GROUP, HAS_BIAS)
+        if NUMBERS or not PAIRED:
+            total = _tile_of_sums(totals, TILES_M, PER, TILES, SHARES) * factor(RULE)
+            _put(
+                total, scales, bias, y_ptr, workspace, token_profiles, profile_widths, turn, m, n, n_padded, WIDTHS, RULE, GROUP,
+                HAS_BIAS, SPLIT, 8 * TILES_M, TILES * PER, WARPS, PAIRED, False,
+            )  # fmt: skip
+        if DIGITS and PAIRED:
+            total = _tile_of_pairs(pair_totals, COLUMNS, TILES, SHARES) * factor(RULE)
+            _put(
+                total, scales, bias, y_ptr, workspace, token_profiles, profile_widths, turn, m, n, n_padded, WIDTHS, RULE, GROUP,
+                HAS_BIAS, SPLIT, 2 * COLUMNS, TILES * PER, WARPS, True, True,
+            )  # fmt: skip
+
+
+@gluon.jit
+def _put(
+    total, scales, bias, y_ptr, workspace, token_profiles, profile_widths, turn, m, n, n_padded,
+    WIDTHS: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, HAS_BIAS: gl.constexpr, SPLIT: gl.constexpr,
+    ROWS: gl.constexpr, TILES: gl.constexpr, WARPS: gl.constexpr, SOME: gl.constexpr, DIGITS: gl.constexpr,
+):  # fmt: skip
+    """Write sums [ROWS, 16 * TILES]. SOME: of rows of several widths, only those that take digits, or do not."""
+    row, output = _places(_sums_layout(WARPS), turn, ROWS, TILES)
+    exists = row < m
+    if SOME and len(WIDTHS) > 1:
+        width = _widths_of(token_profiles, profile_widths, row, m)
+        in_digits = width < 0
+        for index in gl.static_range(len(WIDTHS)):
+            if takes_digits(WIDTHS[index], RULE):
+                in_digits = in_digits | (width == WIDTHS[index])
+        exists = exists & (in_digits == DIGITS)
+    if SPLIT > 1:
+        places = _workspace_places(row, output, n_padded)
+        mask = exists[:, None] & (output < n_padded)[None, :]
+        gl.store(workspace + gl.program_id(1) * (m.to(gl.int64) * n_padded) + places, total, mask=mask)
+    else:
+        _finish(total, scales, bias, y_ptr, row, exists, output, n, GROUP, HAS_BIAS)
 
 
 @gluon.jit
@@ -398,17 +467,16 @@ def _turns(n_padded, TILES: gl.constexpr):
 
 
 @gluon.jit
-def _places(LAYOUT: gl.constexpr, turn, TILES_M: gl.constexpr, TILES: gl.constexpr):
+def _places(LAYOUT: gl.constexpr, turn, ROWS: gl.constexpr, TILES: gl.constexpr):
     """Rows and outputs of the TILES tiles of a turn."""
-    row = gl.arange(0, 8 * TILES_M, layout=gl.SliceLayout(1, LAYOUT))
+    row = gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
     group = gl.program_id(0) + turn * gl.num_programs(0)
     return row, group * (16 * TILES) + gl.arange(0, 16 * TILES, layout=gl.SliceLayout(0, LAYOUT))
 
 
 @gluon.jit
-def _workspace_places(row, output, m, n_padded):
-    places = row[:, None].to(gl.int64) * n_padded + output[None, :]
-    return places, (row < m)[:, None] & (output < n_padded)[None, :]
+def _workspace_places(row, output, n_padded):
+    return row[:, None].to(gl.int64) * n_padded + output[None, :]
 
 
 @triton.constexpr_function
@@ -428,30 +496,90 @@ def _no_sums(TILES_M: gl.constexpr, WARPS: gl.constexpr):
 
 @gluon.jit
 def _use_unit(
-    tiles, table, x, steps_of_x, totals, sum_widths,
+    tiles, table, x, pair_x, steps_of_x, totals, pair_totals, sum_widths,
     WIDTH: gl.constexpr, SEVERAL: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, TILES_M: gl.constexpr,
-    CODE: gl.constexpr,
+    COLUMNS: gl.constexpr, PAIRED: gl.constexpr, CODE: gl.constexpr,
 ):  # fmt: skip
-    """totals plus the products of a unit, its weights read at WIDTH; only for rows of that width if there are several."""
+    """Totals plus the products of a unit, its weights read at WIDTH; only for rows of that width if there are several."""
     PIECES: gl.constexpr = 4 if GROUP == -1 else GROUP // 32
     for group in gl.static_range(4 // PIECES):
-        scaled = ()
-        for index in gl.static_range(len(tiles)):
-            upper, lower = both_scales(tiles[index][1][group])
-            if takes_digits(WIDTH, RULE):
-                sums = _digit_sums(tiles[index][0], table, x, group * PIECES, PIECES, WIDTH, RULE, TILES_M, CODE)
-            else:
-                sums = _number_sums(tiles[index][0], x, group * PIECES, PIECES, WIDTH, RULE, TILES_M, CODE)
-            for rows in gl.static_range(TILES_M):
+        if PAIRED and takes_digits(WIDTH, RULE):
+            sums = _pair_sums(tiles, table, pair_x, group * PIECES, PIECES, WIDTH, RULE, COLUMNS, CODE)
+            upper, lower = both_scales(tiles[0][1][group])
+            next_upper, next_lower = both_scales(tiles[1][1][group])
+            scaled = ()
+            for column in gl.static_range(COLUMNS):
+                step, total, part = steps_of_x[column], pair_totals[column], sums[column]
+                result = (
+                    gl.fma(part[0] * step, upper, total[0]), gl.fma(part[1] * step, lower, total[1]),
+                    gl.fma(part[2] * step, next_upper, total[2]), gl.fma(part[3] * step, next_lower, total[3]),
+                )  # fmt: skip
+                if SEVERAL:
+                    result = _where(sum_widths[1][column] == WIDTH, result, total)
+                scaled = scaled + (result,)
+            pair_totals = scaled
+        else:
+            scaled = ()
+            for index in gl.static_range(len(tiles)):
+                upper, lower = both_scales(tiles[index][1][group])
                 if takes_digits(WIDTH, RULE):
-                    even, odd = steps_of_x[2 * rows], steps_of_x[2 * rows + 1]
-                    part = (sums[rows][0] * even, sums[rows][1] * odd, sums[rows][2] * even, sums[rows][3] * odd)
+                    sums = _digit_sums(tiles[index][0], table, x, group * PIECES, PIECES, WIDTH, RULE, TILES_M, CODE)
                 else:
-                    part = sums[rows]
-                total = totals[index * TILES_M + rows]
-                scaled = scaled + (add_scaled(total, part, upper, lower, sum_widths[rows], WIDTH, SEVERAL),)
-        totals = scaled
-    return totals
+                    sums = _number_sums(tiles[index][0], x, group * PIECES, PIECES, WIDTH, RULE, TILES_M, CODE)
+                for rows in gl.static_range(TILES_M):
+                    if takes_digits(WIDTH, RULE):
+                        even, odd = steps_of_x[2 * rows], steps_of_x[2 * rows + 1]
+                        part = (sums[rows][0] * even, sums[rows][1] * odd, sums[rows][2] * even, sums[rows][3] * odd)
+                    else:
+                        part = sums[rows]
+                    widths = ()
+                    if SEVERAL:
+                        widths = sum_widths[0][rows]
+                    total = totals[index * TILES_M + rows]
+                    scaled = scaled + (add_scaled(total, part, upper, lower, widths, WIDTH, SEVERAL),)
+            totals = scaled
+    return totals, pair_totals
+
+
+@gluon.jit
+def _where(condition, first, second):
+    return (
+        gl.where(condition, first[0], second[0]), gl.where(condition, first[1], second[1]),
+        gl.where(condition, first[2], second[2]), gl.where(condition, first[3], second[3]),
+    )  # fmt: skip
+
+
+@gluon.jit
+def _pair_sums(
+    tiles, table, x, FIRST: gl.constexpr, PIECES: gl.constexpr, WIDTH: gl.constexpr, RULE: gl.constexpr, COLUMNS: gl.constexpr,
+    CODE: gl.constexpr,
+):  # fmt: skip
+    """As ``_digit_sums``, for up to 4 rows, in an order that saves instructions.
+
+    The words of levels are used as they come, outputs g and g + 8 in turns, of two tiles in the rows of a left operand; the
+    columns of the right one are (row, digit, output + 8), whose bytes for the other output are 0. So every eight of these, a
+    lane's sums are: output g and g + 8 of the first tile, then of the second, all of row and digit j.
+    """
+    sums = ()
+    for _ in gl.static_range(COLUMNS):
+        sums = sums + ((),)
+    for part in gl.static_range(PIECES):
+        one = _bytes(tiles[0][0], table, FIRST + part, WIDTH, RULE, True, CODE)
+        other = _bytes(tiles[1][0], table, FIRST + part, WIDTH, RULE, True, CODE)
+        result = ()
+        for column in gl.static_range(COLUMNS):
+            words = _four(x, (FIRST + part) * COLUMNS + column)
+            both = _multiply_digits((one[0], other[0], one[1], other[1]), words[0], words[1], sums[column], part == 0, CODE)
+            both = _multiply_digits((one[2], other[2], one[3], other[3]), words[2], words[3], both, False, CODE)
+            result = result + (both,)
+        sums = result
+    result = ()
+    for column in gl.static_range(COLUMNS):
+        numbers = ()
+        for index in gl.static_range(4):
+            numbers = numbers + (sums[column][index].to(gl.float32, bitcast=True) - _SUM_START,)
+        result = result + (numbers,)
+    return result
 
 
 @gluon.jit
@@ -495,13 +623,15 @@ def _tables(token_profiles, WIDTHS: gl.constexpr, RULE: gl.constexpr, WARPS: gl.
 
 
 @gluon.jit
-def _bytes(words, table, PIECE: gl.constexpr, WIDTH: gl.constexpr, RULE: gl.constexpr, CODE: gl.constexpr):
-    """Weights of a piece from the words of a unit: the left operand of a product of bytes."""
+def _bytes(
+    words, table, PIECE: gl.constexpr, WIDTH: gl.constexpr, RULE: gl.constexpr, PAIRED: gl.constexpr, CODE: gl.constexpr
+):  # fmt: skip
+    """Levels of a piece from the words of a unit."""
     given = (words[place_of(PIECE, 0)],)
     if bits_needed(WIDTH, RULE) >= 3:
         given = given + (words[place_of(PIECE, 1)],)
     given = given + table
-    assembly: gl.constexpr = _level_bytes(CODE, WIDTH, PIECE % 2, RULE)
+    assembly: gl.constexpr = _level_bytes(CODE, WIDTH, PIECE % 2, RULE, PAIRED)
     return gl.inline_asm_elementwise(assembly[0], assembly[1], given, (gl.int32,) * 4, True, 1)
 
 
@@ -524,7 +654,7 @@ def _digit_sums(
     for _ in gl.static_range(TILES_M):
         sums = sums + (((), ()),)
     for part in gl.static_range(PIECES):
-        weights = _bytes(words, table, FIRST + part, WIDTH, RULE, CODE)
+        weights = _bytes(words, table, FIRST + part, WIDTH, RULE, False, CODE)
         result = ()
         for rows in gl.static_range(TILES_M):
             digits = _four(x, (FIRST + part) * TILES_M + rows)
@@ -568,6 +698,23 @@ def _tile_of_sums(totals, TILES_M: gl.constexpr, PER: gl.constexpr, TILES: gl.co
 
 
 @gluon.jit
+def _tile_of_pairs(totals, COLUMNS: gl.constexpr, TILES: gl.constexpr, SHARES: gl.constexpr):
+    """As ``_tile_of_sums`` for the sums of ``_pair_sums``, those of the digits added up: [2 * COLUMNS, 32 * TILES]."""
+    rows = ()
+    for column in gl.static_range(COLUMNS):
+        sums = totals[column]
+        both = gl.join(gl.join(sums[0], sums[1]), gl.join(sums[2], sums[3]))
+        # share, tile, g, row, digit, output + 8, second tile -> share, row, tile, second, output
+        lanes = gl.sum(gl.reshape(both, (SHARES, TILES, 8, 2, 2, 2, 2)), axis=4)
+        rows = rows + (gl.reshape(gl.permute(lanes, (0, 3, 1, 5, 4, 2)), (SHARES, 2, 32 * TILES)),)
+    if COLUMNS == 1:
+        result = rows[0]
+    else:
+        result = gl.reshape(gl.permute(gl.join(rows[0], rows[1]), (0, 3, 1, 2)), (SHARES, 4, 32 * TILES))
+    return gl.convert_layout(gl.sum(result, axis=0), _sums_layout(SHARES * TILES))
+
+
+@gluon.jit
 def _widths_of(token_profiles, profile_widths, rows, m):
     """Widths of rows; 0 of those that do not exist."""
     profiles = gl.load(token_profiles + rows, mask=rows < m, other=0)
@@ -584,14 +731,16 @@ def _present(widths, WIDTHS: gl.constexpr):
 
 
 @gluon.jit
-def _widths_of_sums(token_profiles, profile_widths, m, TILES_M: gl.constexpr, WARPS: gl.constexpr):
-    """For every 8 rows, widths of the two of which a lane has sums."""
-    row = gl.arange(0, 32 * WARPS, layout=_element_layout(WARPS)) % 4 * 2
-    result = ()
-    for tile in gl.static_range(TILES_M):
-        even = _widths_of(token_profiles, profile_widths, row + 8 * tile, m)
-        result = result + ((even, _widths_of(token_profiles, profile_widths, row + 8 * tile + 1, m)),)
-    return result
+def _widths_of_sums(token_profiles, profile_widths, m, ROWS: gl.constexpr, WARPS: gl.constexpr):
+    """Widths of the two rows of which a lane has sums, for every 8; and of the one of ``_pair_sums``, for every 2."""
+    j = gl.arange(0, 32 * WARPS, layout=_element_layout(WARPS)) % 4
+    several, pairs = (), ()
+    for tile in gl.static_range((ROWS + 7) // 8):
+        even = _widths_of(token_profiles, profile_widths, 2 * j + 8 * tile, m)
+        several = several + ((even, _widths_of(token_profiles, profile_widths, 2 * j + 8 * tile + 1, m)),)
+    for column in gl.static_range(max(ROWS // 2, 1)):
+        pairs = pairs + (_widths_of(token_profiles, profile_widths, j // 2 + 2 * column, m),)
+    return (several, pairs)
 
 
 @gluon.jit(do_not_specialize=["m", "units_k"])
@@ -615,10 +764,13 @@ def _small_kernel(
     planes = (plane0, plane1, plane2, plane3, plane4)
     first, last = gl.program_id(1) * units_k // SPLIT, (gl.program_id(1) + 1) * units_k // SPLIT
     xs = gl.allocate_shared_memory(gl.int32, [ROOM, ROWS * 64], _flat(1))
-    x_scales = gl.allocate_shared_memory(gl.float32, [ROOM, 8 * TILES_M], _flat(1))
+    x_scales = gl.allocate_shared_memory(gl.float32, [ROOM, _num_scales(ROWS)], _flat(1))
+    pair_xs = xs
+    if _paired(ROWS, PER) and takes_digits(WIDTHS[0], RULE):
+        pair_xs = gl.allocate_shared_memory(gl.int32, [ROOM, ROWS * 256], _flat(1))
     if len(WIDTHS) == 1:
         _compute(
-            x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, (), _none(TILES_M), xs, x_scales, first,
+            x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, (), (), xs, pair_xs, x_scales, first,
             last, units_k, m, n, n_padded, k, stride_x, WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, ROWS, PER, TILES, SHARES, DEPTHS[0], ROOM,
             UNITS, EVEN, PDL, CODE,
         )  # fmt: skip
@@ -631,13 +783,13 @@ def _small_kernel(
         if only == 0:
             _compute(
                 x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, _present(widths, WIDTHS),
-                _widths_of_sums(token_profiles, profile_widths, m, TILES_M, WARPS), xs, x_scales, first, last, units_k, m, n,
+                _widths_of_sums(token_profiles, profile_widths, m, ROWS, WARPS), xs, pair_xs, x_scales, first, last, units_k, m, n,
                 n_padded, k, stride_x, WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, ROWS, PER, TILES, SHARES, 1, ROOM, UNITS, EVEN, PDL, CODE,
             )  # fmt: skip
         for index in gl.static_range(len(WIDTHS)):
             if only == WIDTHS[index]:
                 _compute(
-                    x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, (), _none(TILES_M), xs, x_scales,
+                    x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, (), (), xs, pair_xs, x_scales,
                     first, last, units_k, m, n, n_padded, k, stride_x, _alone(WIDTHS[index]), RULE, GROUP, HAS_BIAS, SPLIT, ROWS, PER,
                     TILES, SHARES, DEPTHS[index], ROOM, UNITS, EVEN, PDL, CODE,
                 )  # fmt: skip
@@ -648,18 +800,19 @@ def _small_kernel(
         arrived = gl.atomic_add(lock, 1, sem="acq_rel")
         if arrived == SPLIT - 1:
             for turn in range(_turns(n_padded, TILES * PER)):
-                row, output = _places(_sums_layout(WARPS), turn, TILES_M, TILES * PER)
-                places, mask = _workspace_places(row, output, m, n_padded)
+                row, output = _places(_sums_layout(WARPS), turn, 8 * TILES_M, TILES * PER)
+                places = _workspace_places(row, output, n_padded)
+                mask = (row < m)[:, None] & (output < n_padded)[None, :]
                 total = gl.full((8 * TILES_M, 16 * TILES * PER), 0.0, gl.float32, _sums_layout(WARPS))
                 for other in gl.static_range(SPLIT):
                     part = workspace + other * (m.to(gl.int64) * n_padded) + places
                     total += gl.load(part, mask=mask, other=0.0, cache_modifier=".cg")
-                _finish(total, scales, bias, y_ptr, row, output, m, n, GROUP, HAS_BIAS)
+                _finish(total, scales, bias, y_ptr, row, row < m, output, n, GROUP, HAS_BIAS)
             gl.store(lock, 0)
 
 
 @gluon.jit
-def _finish(total, scales, bias, y_ptr, row, output, m, n, GROUP: gl.constexpr, HAS_BIAS: gl.constexpr):
+def _finish(total, scales, bias, y_ptr, row, row_mask, output, n, GROUP: gl.constexpr, HAS_BIAS: gl.constexpr):
     exists = output < n
     if GROUP == -1:
         place = output // 16 * 16 + output % 8 * 2 + output % 16 // 8
@@ -667,7 +820,7 @@ def _finish(total, scales, bias, y_ptr, row, output, m, n, GROUP: gl.constexpr, 
     if HAS_BIAS:
         total += gl.load(bias + output, mask=exists, other=0.0).to(gl.float32)[None, :]
     places = row[:, None].to(gl.int64) * n + output[None, :]
-    gl.store(y_ptr + places, total.to(y_ptr.dtype.element_ty), mask=(row < m)[:, None] & exists[None, :])
+    gl.store(y_ptr + places, total.to(y_ptr.dtype.element_ty), mask=row_mask[:, None] & exists[None, :])
 
 
 def small_gemm(
