@@ -39,7 +39,8 @@ class SmallCode(LaneCode):
         yield from LaneCode.assemblies(dtype)
         cases = [(width, rule) for width in WIDTHS for rule in SLICE_RULES if takes_digits(width, rule)]
         yield from (level_bytes(width, half, rule, flag) for width, rule in cases for half in (0, 1) for flag in (False, True))
-        yield from (digit_product(True), digit_product(False), digit_words(dtype))
+        yield from (digit_product(first, upper) for first in (False, True) for upper in (False, True))
+        yield digit_words(dtype)
 
     def level_bytes(self, width: int, half: int, rule: SliceRule, paired: bool) -> Assembly:
         """``level_bytes``, which is the same for all types."""
@@ -53,9 +54,9 @@ class SmallCode(LaneCode):
         """What a step of the upper digits times one of the levels is worth, in units of the greatest x and ``FACTOR``."""
         return level_table(width, rule)[0] / FACTOR[rule] / (DIGIT_STEPS // 256) if takes_digits(width, rule) else 1.0
 
-    def digit_product(self, first: bool) -> Assembly:
+    def digit_product(self, first: bool, upper: bool) -> Assembly:
         """``digit_product``, which is the same for all types."""
-        return digit_product(first)
+        return digit_product(first, upper)
 
     def digit_words(self) -> Assembly:
         """``digit_words`` for this type."""
@@ -156,17 +157,23 @@ def _table_words(table: tuple[int, ...], order: str) -> list[int]:
     return [int.from_bytes(bytes(found[first : first + 4]), "little") for first in range(0, len(found), 4)]
 
 
-def digit_product(first: bool) -> Assembly:
-    """One product of bytes: four words of weights, two of x and, unless it is the ``first``, four sums -> the new sums, int32.
+def digit_product(first: bool, upper: bool) -> Assembly:
+    """One product of bytes: words of weights, two of x and, unless it is the ``first``, four sums -> the new sums, int32.
 
     Sums start as the bits of SUM_START.
+
+    Args:
+        upper: whether the lower half of the left operand's rows is 0: two words of weights instead of four.
     """
+    words = 2 if upper else 4
+    weights = "$4, zero, $5, zero" if upper else "$4, $5, $6, $7"
+    place = 4 + words
+    sums = "start, start, start, start" if first else ", ".join(f"${place + 2 + index}" for index in range(4))
     start = struct.unpack("<I", struct.pack("<f", SUM_START))[0]
-    sums = "start, start, start, start" if first else "$10, $11, $12, $13"
-    lines = [".reg .b32 start;", f"mov.b32 start, {start:#010x};"] if first else []
+    lines = [".reg .b32 start, zero;", f"mov.b32 start, {start:#010x};", "mov.b32 zero, 0;"]
     instruction = "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32"
-    lines.append(f"{instruction} {{$0, $1, $2, $3}}, {{$4, $5, $6, $7}}, {{$8, $9}}, {{{sums}}};")
-    return Assembly("\n".join(["{", *lines, "}"]), ",".join(["=r"] * 4 + ["r"] * (6 if first else 10)))
+    lines.append(f"{instruction} {{$0, $1, $2, $3}}, {{{weights}}}, {{${place}, ${place + 1}}}, {{{sums}}};")
+    return Assembly("\n".join(["{", *lines, "}"]), ",".join(["=r"] * 4 + ["r"] * (words + 2 + (0 if first else 4))))
 
 
 @cache

@@ -15,8 +15,6 @@ SMALL_TO = 16
 
 CAPABILITY_MAJOR = 9
 
-MAX_DEPTH = 4
-
 
 @dataclass(frozen=True)
 class SmallConfig:
@@ -33,9 +31,6 @@ class SmallConfig:
 
     split_k: int
     """Programs that share tiles, each with a part of K; their sums are added in order."""
-
-    per_warp: int = 1
-    """Tiles of a warp: 1 or 2."""
 
     programs: int | None = None
     """Programs per part of K; each takes its turns, if there are more tiles than they have. None: as many as that takes one."""
