@@ -39,6 +39,7 @@ from matgptq_vllm.kernels.small_x import (
     scales_for_lanes,
     takes_digits,
     units_at_once,
+    view_as,
     widths_of,
     words_for_lanes,
 )
@@ -99,11 +100,11 @@ def _compute(
         )  # fmt: skip
         barrier()
     if PAIRS:
-        x_view = pairs._reinterpret(gl.int32, (ROOM // SHARES, SHARES, 4, 4, 4, 4), flat(5))
-        scale_view = x_scales._reinterpret(gl.float32, (ROOM // SHARES, SHARES, 1, 4, 1), flat(4))
+        x_view = view_as(pairs, gl.int32, (ROOM // SHARES, SHARES, 4, 4, 4, 4))
+        scale_view = view_as(x_scales, gl.float32, (ROOM // SHARES, SHARES, 1, 4, 1))
     else:
-        x_view = xs._reinterpret(gl.int32, (ROOM // SHARES, SHARES, 4 * TILES_M, LOW, 4, 4), flat(5))
-        scale_view = x_scales._reinterpret(gl.float32, (ROOM // SHARES, SHARES, TILES_M, num_scales(ROWS) // TILES_M // 2, 2), flat(4))
+        x_view = view_as(xs, gl.int32, (ROOM // SHARES, SHARES, 4 * TILES_M, LOW, 4, 4))
+        scale_view = view_as(x_scales, gl.float32, (ROOM // SHARES, SHARES, TILES_M, num_scales(ROWS) // TILES_M // 2, 2))
     steps = (last - first + SHARES * DEPTH - 1) // (SHARES * DEPTH)
     for turn in range(turns):
         totals = _no_sums(PAIRS, TILES_M, WARPS)

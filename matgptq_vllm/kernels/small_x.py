@@ -22,6 +22,7 @@ from matgptq_vllm.kernels.digits_ptx import DIGIT_STEPS
 
 # Triton 3.6 has other names than later releases.
 barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+_REINTERPRET = gl.constexpr(hasattr(gl.shared_memory_descriptor, "reinterpret"))
 _copy = async_copy.async_load if hasattr(async_copy, "async_load") else async_copy.async_copy_global_to_shared
 
 _STEPS = gl.constexpr(float(DIGIT_STEPS))
@@ -43,6 +44,16 @@ def _unit_scale(code, width, rule):
 @triton.constexpr_function
 def flat(rank):
     return gl.SwizzledSharedLayout(1, 1, 1, list(reversed(range(rank))))
+
+
+@gluon.jit
+def view_as(shared, DTYPE: gl.constexpr, SHAPE: gl.constexpr):
+    """Shared memory as a tensor of a type and shape, row by row."""
+    if _REINTERPRET:
+        result = shared.reinterpret(DTYPE, SHAPE, flat(len(SHAPE) - 1))
+    else:
+        result = shared._reinterpret(DTYPE, SHAPE, flat(len(SHAPE) - 1))
+    return result
 
 
 @triton.constexpr_function
@@ -103,7 +114,7 @@ def copy_x(
     word = gl.arange(0, 4, layout=gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, L)))))
     u, piece, row = u[:, None, None, None, None], piece[None, :, None, None, None], row[None, None, :, None, None]
     j, word = j[None, None, None, :, None], word[None, None, None, None, :]
-    view = xs._reinterpret(gl.int32, (ROOM // UNITS, UNITS, 4, ROWS, 4, 4), flat(5))
+    view = view_as(xs, gl.int32, (ROOM // UNITS, UNITS, 4, ROWS, 4, 4))
     start = x_ptr.to(gl.pointer_type(gl.int32), bitcast=True)
     for number in range(ROOM // UNITS):
         unit = first + number * UNITS + u
@@ -121,8 +132,8 @@ def make_digits(
 ):  # fmt: skip
     """Turn rows whose width takes digits into digits, where they are; a single row into pairs."""
     L: gl.constexpr = _parts_layout(UNITS, ROWS, WARPS)
-    view = xs._reinterpret(gl.int32, (ROOM // UNITS, UNITS, 4, ROWS, 4, 4), flat(5))
-    scale_view = x_scales._reinterpret(gl.float32, (ROOM // UNITS, UNITS, num_scales(ROWS)), flat(2))
+    view = view_as(xs, gl.int32, (ROOM // UNITS, UNITS, 4, ROWS, 4, 4))
+    scale_view = view_as(x_scales, gl.float32, (ROOM // UNITS, UNITS, num_scales(ROWS)))
     for number in range(ROOM // UNITS):
         found = view.index(number).load(L)
         words = gl.reshape(gl.permute(found, (0, 2, 1, 3, 4)), (UNITS * ROWS, 64))
@@ -134,7 +145,7 @@ def make_digits(
         steps, _ = gl.broadcast(gl.expand_dims(inverse * _STEPS, 1), words)
         digits = gl.inline_asm_elementwise(assembly[0], assembly[1], (words, steps), gl.int32, True, 4)
         if ROWS == 1:
-            pair_view = pairs._reinterpret(gl.int32, (ROOM // UNITS, UNITS, 4, 4, 4, 4), flat(5))
+            pair_view = view_as(pairs, gl.int32, (ROOM // UNITS, UNITS, 4, 4, 4, 4))
             pair_view.index(number).store(_apart(digits, UNITS))
             scale = greatest * _unit_scale(CODE, WIDTHS[0], RULE)
             scale_view.index(number).slice(0, 2, dim=1).store(gl.reshape(gl.join(scale, scale * (1.0 / 256.0)), (UNITS, 2)))
