@@ -25,7 +25,7 @@ from matgptq_vllm.kernels.lanes_ptx import bits_needed
 from matgptq_vllm.kernels.layout import num_planes
 from matgptq_vllm.kernels.resident import resident_zeros
 
-ROWS = (8, 16, 32, 64, 128, 256)
+ROWS = (1, 4, 8, 16, 32, 64, 128, 256)
 """One number of rows for every configuration that products of up to 256 rows have."""
 
 MAX_PROCESSES = 16

@@ -94,11 +94,16 @@ def _compute(
     async_copy.wait_group(0)
     barrier()
     if DIGITS:
-        make_digits(
-            xs, pairs, x_scales, token_profiles, profile_widths, m, WIDTHS, RULE, x_ptr.dtype.element_ty, ROWS, WARPS, ROOM, UNITS,
-            CODE,
-        )  # fmt: skip
-        barrier()
+        if len(WIDTHS) == 1:
+            some = True
+        else:
+            some = _any_digits(has, WIDTHS, RULE)
+        if some:
+            make_digits(
+                xs, pairs, x_scales, token_profiles, profile_widths, m, WIDTHS, RULE, x_ptr.dtype.element_ty, ROWS, WARPS, ROOM,
+                UNITS, CODE,
+            )  # fmt: skip
+            barrier()
     if PAIRS:
         x_view = view_as(pairs, gl.int32, (ROOM // SHARES, SHARES, 4, 4, 4, 4))
         scale_view = view_as(x_scales, gl.float32, (ROOM // SHARES, SHARES, 1, 4, 1))
@@ -283,6 +288,16 @@ def _present(widths, WIDTHS: gl.constexpr):
     for index in gl.static_range(len(WIDTHS)):
         has = has + (gl.max((widths == WIDTHS[index]).to(gl.int32), axis=0) > 0,)
     return has
+
+
+@gluon.jit
+def _any_digits(has, WIDTHS: gl.constexpr, RULE: gl.constexpr):
+    """Whether there are rows that take digits; the first of WIDTHS does."""
+    some = has[0]
+    for index in gl.static_range(1, len(WIDTHS)):
+        if takes_digits(WIDTHS[index], RULE):
+            some = some | has[index]
+    return some
 
 
 @gluon.jit
