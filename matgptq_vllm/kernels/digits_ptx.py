@@ -15,7 +15,7 @@ from functools import cache
 
 import torch
 
-from matgptq_vllm.core.precision import PARENT_WIDTH, WIDTHS
+from matgptq_vllm.core.precision import WIDTHS
 from matgptq_vllm.core.slicing import SLICE_RULES, SliceRule, levels
 from matgptq_vllm.kernels.lanes_ptx import _SELECT, FACTOR, Assembly, LaneCode, bits_needed
 
@@ -71,7 +71,7 @@ def takes_digits(width: int, rule: str) -> bool:
 
 @cache
 def level_table(width: int, rule: SliceRule) -> tuple[float, tuple[int, ...]]:
-    """(unit, integers): level = unit * integer, as near as bytes allow, per sign (1: negative) and bits 6 and 5 of the magnitude.
+    """(unit, integers): level = unit * integer, as near as bytes allow, per sign (1: negative) and magnitude's bits 6 and 5.
 
     Of widths that 2 bits decide, bit 5 makes no difference.
     """
@@ -97,11 +97,12 @@ def level_words(width: int, rule: SliceRule) -> tuple[int, ...]:
 
 @cache
 def level_bytes(width: int, half: int, rule: SliceRule, paired: bool) -> Assembly:
-    """Words of as many planes as the width needs -> levels, four words of bytes. Operands: these; words of planes; ``level_words``.
+    """Words of as many planes as the width needs -> levels, four words of bytes.
 
-    Of a lane's 8 columns in kernels.layout, the words hold columns 0-3 of output g, of output g + 8, columns 4-7 of g, of g + 8:
-    the left operand of one product of 32 columns. If ``paired``, which takes fewer instructions, they hold columns 0 and 2, 1 and
-    3, 4 and 6, 5 and 7, of g in the even bytes and g + 8 in the odd.
+    Of a lane's 8 columns in kernels.layout, the words hold columns 0-3 of output g, of output g + 8, columns 4-7 of g, of
+    g + 8: the left operand of one product of 32 columns. If ``paired``, which takes fewer instructions, they hold columns 0
+    and 2, 1 and 3, 4 and 6, 5 and 7, of g in the even bytes and g + 8 in the odd. Operands: these; words of planes;
+    ``level_words``.
 
     Args:
         half: the piece's number modulo 2.
@@ -194,13 +195,3 @@ def digit_words(dtype: str) -> Assembly:
             lines.append(f"xor.b32 ${2 + word // 2}, p0, 0x80808080;")
     registers = [".reg .b32 e, o, p0, p1;", ".reg .f32 even, odd;"] + [".reg .b16 low, high;"] * (dtype == "f16")
     return Assembly("\n".join(["{", *registers, *lines, "}"]), ",".join(["=&r"] * 4 + ["r"] * 4 + ["f"] * 4))
-
-
-def greater_pair() -> Assembly:
-    """Two words of two unsigned numbers of 16 bits -> the greater of each."""
-    return Assembly("max.u16x2 $0, $1, $2;", "=r,r,r")
-
-
-def inverse() -> Assembly:
-    """A float32 -> its inverse, nearly."""
-    return Assembly("rcp.approx.ftz.f32 $0, $1;", "=f,f")

@@ -2,11 +2,11 @@
 
 A program has some tiles of 16 outputs at a time and a part of K. Its warps read words of the planes straight to registers, some
 units ahead, as in kernels.gemm; x goes through shared memory (kernels.small_x), where all tiles find it. Rows whose width
-``takes_digits`` (kernels.digits_ptx) are multiplied in integers, the others as numbers (kernels.small_products). Where there are
-more tiles than programs have, programs take turns: the words of the next tiles are read while the last ones are multiplied.
+``takes_digits`` (kernels.digits_ptx) are multiplied in integers, the others as numbers (kernels.small_products). Where there
+are more tiles than programs have, programs take turns: words of the next tiles are read while the last ones are multiplied.
 
-As in kernels.lanes, a lane holds words and sums as one-dimensional tensors, an element per thread. Warp w has tile w modulo TILES,
-and unit w // TILES of every SHARES. Written in Gluon, Triton's language of explicit layouts.
+As in kernels.lanes, a lane holds words and sums as one-dimensional tensors, an element per thread. Warp w has tile w modulo
+TILES, and unit w // TILES of every SHARES. Written in Gluon, Triton's language of explicit layouts.
 """
 
 # Gluon has no unpacking inside a tuple.
@@ -85,7 +85,8 @@ def _compute(
     slots = ()
     for slot in gl.static_range(DEPTH):
         slots = slots + (
-            _load(here, planes, scales, tile, start, slot * SHARES, last, lane, units_k, has, WIDTHS, RULE, GROUP, BITS, EVEN, CODE),
+            _load(here, planes, scales, tile, start, slot * SHARES, last, lane, units_k, has, WIDTHS, RULE, GROUP, BITS,
+            EVEN, CODE),
         )  # fmt: skip
     if PDL:
         # Weights are older than any kernel that may still run; x is not.
@@ -93,12 +94,14 @@ def _compute(
     copy_x(xs, x_ptr, m, first, last, k, stride_x, ROWS, WARPS, ROOM, UNITS)
     async_copy.wait_group(0)
     barrier()
-    if DIGITS:
-        if len(WIDTHS) == 1:
-            some = True
-        else:
-            some = _any_digits(has, WIDTHS, RULE)
-        if some:
+    if DIGITS and len(WIDTHS) == 1:
+        make_digits(
+            xs, pairs, x_scales, token_profiles, profile_widths, m, WIDTHS, RULE, x_ptr.dtype.element_ty, ROWS, WARPS, ROOM,
+            UNITS, CODE,
+        )  # fmt: skip
+        barrier()
+    elif DIGITS:  # noqa: SIM102 - this is decided when the kernel is compiled
+        if _any_digits(has, WIDTHS, RULE):
             make_digits(
                 xs, pairs, x_scales, token_profiles, profile_widths, m, WIDTHS, RULE, x_ptr.dtype.element_ty, ROWS, WARPS, ROOM,
                 UNITS, CODE,
@@ -135,21 +138,22 @@ def _compute(
                     for index in gl.static_range(len(WIDTHS)):
                         if len(WIDTHS) == 1:
                             totals = use_unit(
-                                slots[slot], levels[index], x, x_steps, totals, (), WIDTHS[index], False, RULE, GROUP, TILES_M, CODE
+                                slots[slot], levels[index], x, x_steps, totals, (), WIDTHS[index], False, RULE, GROUP,
+                                TILES_M, CODE
                             )  # fmt: skip
                         else:
                             if has[index]:
                                 totals = use_unit(
-                                    slots[slot], levels[index], x, x_steps, totals, sum_widths, WIDTHS[index], True, RULE, GROUP,
-                                    TILES_M, CODE,
+                                    slots[slot], levels[index], x, x_steps, totals, sum_widths, WIDTHS[index], True, RULE,
+                                    GROUP, TILES_M, CODE,
                                 )  # fmt: skip
                 if any_more:
                     slots = with_slot(
                         slots,
                         slot,
                         _load(
-                            here, planes, scales, tile, unit, slot * SHARES, last, lane, units_k, has, WIDTHS, RULE, GROUP, BITS, EVEN,
-                            CODE,
+                            here, planes, scales, tile, unit, slot * SHARES, last, lane, units_k, has, WIDTHS, RULE, GROUP,
+                            BITS, EVEN, CODE,
                         ),
                         DEPTH,
                     )  # fmt: skip
@@ -338,9 +342,9 @@ def _small_kernel(
         pairs = gl.allocate_shared_memory(gl.int32, [ROOM, 256], flat(1))
     if len(WIDTHS) == 1:
         _compute(
-            x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, (), (), xs, pairs, x_scales, first, last,
-            units_k, m, n, n_padded, k, stride_x, WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, ROWS, TILES, SHARES, DEPTHS[0], ROOM, UNITS,
-            EVEN, PDL, CODE,
+            x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, (), (), xs, pairs, x_scales, first,
+            last, units_k, m, n, n_padded, k, stride_x, WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, ROWS, TILES, SHARES, DEPTHS[0],
+            ROOM, UNITS, EVEN, PDL, CODE,
         )  # fmt: skip
     else:
         # Rows of one width have a loop of their own, which is half as long as that for rows of several.
@@ -354,15 +358,16 @@ def _small_kernel(
             if only == 0:
                 _compute(
                     x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, _present(widths, WIDTHS),
-                    _widths_of_sums(token_profiles, profile_widths, m, ROWS, WARPS), xs, pairs, x_scales, first, last, units_k, m, n,
-                    n_padded, k, stride_x, WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, ROWS, TILES, SHARES, 1, ROOM, UNITS, EVEN, PDL, CODE,
+                    _widths_of_sums(token_profiles, profile_widths, m, ROWS, WARPS), xs, pairs, x_scales, first, last, units_k,
+                    m, n, n_padded, k, stride_x, WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, ROWS, TILES, SHARES, 1, ROOM, UNITS,
+                    EVEN, PDL, CODE,
                 )  # fmt: skip
         for index in gl.static_range(len(WIDTHS)):
             if only == WIDTHS[index]:
                 _compute(
                     x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, (), (), xs, pairs, x_scales,
-                    first, last, units_k, m, n, n_padded, k, stride_x, _alone(WIDTHS[index]), RULE, GROUP, HAS_BIAS, SPLIT, ROWS, TILES,
-                    SHARES, DEPTHS[index], ROOM, UNITS, EVEN, PDL, CODE,
+                    first, last, units_k, m, n, n_padded, k, stride_x, _alone(WIDTHS[index]), RULE, GROUP, HAS_BIAS, SPLIT,
+                    ROWS, TILES, SHARES, DEPTHS[index], ROOM, UNITS, EVEN, PDL, CODE,
                 )  # fmt: skip
     if SPLIT > 1:
         # Every program has left its sums; the last one to arrive adds them, always in the order of K.

@@ -1,7 +1,7 @@
 """Products of a unit in kernels.small: words of the planes and x, as lanes hold them, to sums.
 
-Weights are the left operand: a lane 4g + j has weights of outputs g and g + 8 of a tile, and sums of these for rows 2j and 2j + 1 of
-every 8: (g, 2j), (g, 2j + 1), (g + 8, 2j), (g + 8, 2j + 1).
+Weights are the left operand: a lane 4g + j has weights of outputs g and g + 8 of a tile, and sums of these for rows 2j and
+2j + 1 of every 8: (g, 2j), (g, 2j + 1), (g + 8, 2j), (g + 8, 2j + 1).
 """
 
 # Gluon has no unpacking inside a tuple.
@@ -93,8 +93,8 @@ def use_unit_for_pairs(
 ):  # fmt: skip
     """As ``use_unit`` for a single row in digits, which saves instructions: levels are used in the order in which they come.
 
-    A word of levels has outputs g and g + 8 in turns. The columns of the right operand are (digit, output + 8), whose bytes for the
-    other output are 0; the lower half of the left operand's rows is 0.
+    A word of levels has outputs g and g + 8 in turns. The columns of the right operand are (digit, output + 8), whose bytes
+    for the other output are 0; the lower half of the left operand's rows is 0.
 
     Args:
         totals: two float32, of outputs g and g + 8, for digit j.

@@ -2,9 +2,10 @@
 
     words     int32 [unit, piece, row, j, 4]    8 numbers of columns 8j on of a piece: two per word, or, of rows whose width
                                                 ``takes_digits``, the upper digits of four in each of two words, then the lower
-    pairs     int32 [unit, piece, 4, j, 4]      of a single row in digits, see ``small_products.pair_sums``: per (digit, output + 8),
-                                                columns 8j to 8j + 3 and then the others, the even ones and then the odd
-    scales    float32 [unit, 8 or 16 rows]      what a step of the upper digit is worth; in front of pairs [unit, 4]: of either digit
+    pairs     int32 [unit, piece, 4, j, 4]      of a single row in digits, see ``small_products.use_unit_for_pairs``: per
+                                                (digit, output + 8), columns 8j to 8j + 3, the even ones and the odd, then
+                                                the other four likewise
+    scales    float32 [unit, 8 or 16 rows]      what a step of the upper digit is worth; with pairs [unit, 4]: of either digit
 
 Rows above the last hold anything: every sum is of one row.
 """
@@ -188,7 +189,7 @@ def _greater_pair(first, second):
 @gluon.jit
 def _number(bits, DTYPE: gl.constexpr):
     """What the low 16 bits are in a type, float32, at least a number that is too small to matter."""
-    if DTYPE == gl.bfloat16:
+    if DTYPE == gl.bfloat16:  # noqa: SIM300
         wide = bits << 16
     else:
         wide = bits.to(gl.int16).to(DTYPE, bitcast=True).to(gl.float32).to(gl.int32, bitcast=True)
@@ -208,7 +209,7 @@ def _apart(digits, UNITS: gl.constexpr):
 
 @triton.constexpr_function
 def _lanes_layout(shares, tiles, rows, before, last):
-    """[shares, tiles, before, 8 / rows, rows, 4, last]: one element per lane 4g + j of ``before`` and ``last``, g = two axes."""
+    """[shares, tiles, before, 8 / rows, rows, 4, last]: per lane 4g + j one element of ``before`` and ``last``."""
     shape = [shares, tiles, before, 8 // rows, rows, 4, last]
 
     def bases(axis):

@@ -62,3 +62,35 @@ def test_two_digits_are_a_number_in_steps(dtype: str) -> None:
     exact = numbers.double() * DIGIT_STEPS / numbers.abs().max().double()
     assert (256 * upper + lower - exact).abs().max() < 0.51
     assert upper.abs().max() == 127
+
+
+@pytest.mark.parametrize(("width", "rule"), CASES)
+def test_pairs_of_outputs_give_the_sums_of_a_single_row(width: int, rule: SliceRule) -> None:
+    generator = torch.Generator().manual_seed(width)
+    codes = torch.randint(0, 256, (16, 128), dtype=torch.uint8, generator=generator)
+    digits = torch.randint(-128, 128, (2, 4, 4, 2, 4), dtype=torch.int8, generator=generator)  # digit, piece, j, half, column
+    planes, _ = to_kernel_layout(LAYOUT.split(codes), torch.ones(16, 1), LAYOUT, 128, 128)
+    sums = torch.zeros(16, 8, dtype=torch.int64)  # rows of the left operand, columns of the right one
+    for piece in range(4):
+        needed = planes[: num_planes(bits_needed(width, rule))]
+        words = [plane[0, 0, :, piece if plane.shape[3] == 4 else piece // 2] for plane in needed]
+        inputs = [word.numpy().view(np.uint32) for word in words]
+        inputs += [np.full_like(inputs[0], word) for word in level_words(width, rule)]
+        outputs = emulate(level_bytes(width, piece % 2, rule, True), inputs, "bf16")
+        left = torch.stack(
+            [torch.from_numpy(output.view(np.int8)).view(8, 4, 4) for output in outputs]
+        )  # 2 half + odd, g, j, byte
+        for half in (0, 1):
+            right = torch.zeros(8, 4, 2, 4, dtype=torch.int64)  # column, j, odd, byte
+            for digit in (0, 1):
+                for e in (0, 1):
+                    # Columns u of a lane, of which the odd ones have a word of their own, in the bytes of output + 8 or not.
+                    right[2 * digit + e, :, :, e::2] = digits[digit, piece, :, half].view(4, 2, 2).transpose(1, 2).long()
+            # Rows 8 to 15 of the left operand are 0.
+            of_left = left[2 * half : 2 * half + 2].permute(1, 2, 0, 3).reshape(8, 32).long()
+            sums[:8] += of_left @ right.reshape(8, 32).T
+    weights = (levels(codes, width, rule).double() / level_table(width, rule)[0]).round().long()
+    exact = weights @ digits.permute(1, 2, 3, 4, 0).reshape(128, 2).long()
+    found = torch.stack([sums[:8, [0, 2]], sums[:8, [1, 3]]]).view(16, 2)
+    assert torch.equal(found, exact)
+    assert not sums[:8, 4:].any()
