@@ -25,8 +25,8 @@ from matgptq_vllm.kernels.lanes_ptx import bits_needed
 from matgptq_vllm.kernels.layout import num_planes
 from matgptq_vllm.kernels.resident import resident_zeros
 
-ROWS = (8, 16, 32, 64, 128, 256)
-"""One number of rows for every configuration that products of up to 256 rows have."""
+ROWS = (1, 4, 8, 16, 32, 64, 128, 256, 511)
+"""One number of rows for every configuration that products of fewer rows than ``dense_from`` have."""
 
 MAX_PROCESSES = 16
 TIMEOUT_S = 600.0

@@ -102,7 +102,7 @@ def _program_sums(
                         )
             # Loads after the last step would keep its end waiting.
             if step + 1 < steps:
-                slots = _with(
+                slots = with_slot(
                     slots,
                     slot,
                     _load_tiles(
@@ -153,7 +153,7 @@ def _only_width(has, WIDTHS: tl.constexpr):
 
 
 @triton.jit
-def _with(slots, SLOT: tl.constexpr, value, DEPTH: tl.constexpr):
+def with_slot(slots, SLOT: tl.constexpr, value, DEPTH: tl.constexpr):
     """The slots, one of them replaced."""
     result = ()
     for index in tl.static_range(DEPTH):
@@ -177,7 +177,7 @@ def _load_tiles(
     tiles = ()
     for index in tl.static_range(TILES_N):
         tiles = tiles + (
-            _load_tile(
+            load_tile(
                 planes,
                 scales,
                 first_tile + index,
@@ -197,7 +197,7 @@ def _load_tiles(
 
 
 @triton.jit
-def _load_tile(
+def load_tile(
     planes, scales, tile, unit, mask, lane, units_k, has,
     WIDTHS: tl.constexpr, RULE: tl.constexpr, GROUP: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr,
 ):  # fmt: skip
@@ -282,13 +282,13 @@ def _use_unit(
             upper, lower = both_scales(tiles[tile_n][1][group])
             for tile_m in tl.static_range(TILES_M):
                 total, part_sums = totals[tile_n * TILES_M + tile_m], sums[tile_n * TILES_M + tile_m]
-                scaled = scaled + (_add_scaled(total, part_sums, upper, lower, sum_widths[tile_m], WIDTH, SEVERAL),)
+                scaled = scaled + (add_scaled(total, part_sums, upper, lower, sum_widths[tile_m], WIDTH, SEVERAL),)
         totals = scaled
     return totals
 
 
 @triton.jit
-def _add_scaled(total, sums, upper, lower, widths, WIDTH: tl.constexpr, SEVERAL: tl.constexpr):
+def add_scaled(total, sums, upper, lower, widths, WIDTH: tl.constexpr, SEVERAL: tl.constexpr):
     """A lane's four sums, scaled, added to its totals; those of rows that have another width stay."""
     first, second = total[0] + sums[0] * upper, total[1] + sums[1] * upper
     third, fourth = total[2] + sums[2] * lower, total[3] + sums[3] * lower
@@ -539,7 +539,7 @@ def sliced_gemm(
     Returns:
         [M, N], dtype of x.
     """
-    x = _readable(x)
+    x = readable(x)
     m, k = x.shape
     y = x.new_empty(m, n) if done is None else done[1]
     n_padded, units_k = scales.shape[0] * UNIT_N, planes[0].shape[1]
@@ -561,7 +561,7 @@ def sliced_gemm(
     return y
 
 
-def _readable(x: torch.Tensor) -> torch.Tensor:
+def readable(x: torch.Tensor) -> torch.Tensor:
     """``x`` such that the kernel may read 8 columns at a time: a copy if addresses of rows are no multiples of 16 bytes."""
     k = x.shape[1]
     if k % 8:

@@ -57,7 +57,7 @@ def _load_two(code):
 
 
 @triton.constexpr_function
-def _place(piece, plane):
+def place_of(piece, plane):
     """Where a piece's word of a plane is among the words of a unit that ``load_unit`` returns."""
     starts = (0, 4, 6, 8, 12)
     return starts[plane] + (piece // 2 if plane in (1, 2) else piece)
@@ -153,15 +153,15 @@ def load_unit(
 def piece_weights(words, PIECE: tl.constexpr, WIDTH: tl.constexpr, RULE: tl.constexpr, CODE: tl.constexpr):
     """Words of pairs of weights from the words of a unit, in units of scale times ``factor``: eight per term."""
     BITS: tl.constexpr = bits_needed(WIDTH, RULE)
-    given = (words[_place(PIECE, 0)],)
+    given = (words[place_of(PIECE, 0)],)
     if BITS >= 3:
-        given = given + (words[_place(PIECE, 1)],)
+        given = given + (words[place_of(PIECE, 1)],)
     if BITS >= 4:
-        given = given + (words[_place(PIECE, 2)],)
+        given = given + (words[place_of(PIECE, 2)],)
     if BITS >= 6:
-        given = given + (words[_place(PIECE, 3)],)
+        given = given + (words[place_of(PIECE, 3)],)
     if BITS >= 8:
-        given = given + (words[_place(PIECE, 4)],)
+        given = given + (words[place_of(PIECE, 4)],)
     assembly: tl.constexpr = _weights(CODE, WIDTH, PIECE % 2, RULE)
     return tl.inline_asm_elementwise(assembly[0], assembly[1], given, (tl.int32,) * (8 * num_terms(WIDTH, RULE)), False, 1)
 

@@ -1,5 +1,5 @@
-"""The few PTX instructions of kernels.lanes_ptx and kernels.expand_ptx that compute, in numpy: so that their assembly is tested
-where there is no GPU."""
+"""The few PTX instructions of kernels.lanes_ptx, kernels.digits_ptx and kernels.expand_ptx that compute, in numpy: so that
+their assembly is tested where there is no GPU."""
 
 import re
 
@@ -24,7 +24,8 @@ def emulate(assembly: Assembly, inputs: list[Words], dtype: str) -> list[Words]:
     registers = {f"${num_outputs + index}": words for index, words in enumerate(inputs)}
 
     def value(operand: str) -> Words:
-        words = registers[operand] if operand in registers else np.uint32(int(operand, 0))
+        literal = "0x" + operand[2:] if operand.startswith("0f") else operand
+        words = registers[operand] if operand in registers else np.uint32(int(literal, 0))
         return np.broadcast_to(words, shape).astype(np.uint32)
 
     for line in assembly.text.splitlines():
@@ -49,6 +50,10 @@ def _execute(instruction: str, sources: list[str], value, dtype: str) -> Words: 
         return (operands[0].astype(np.uint64) << operands[1]).astype(np.uint32)
     if name == "shr":
         return operands[0] >> operands[1]
+    if name in ("and", "xor"):
+        return operands[0] & operands[1] if name == "and" else operands[0] ^ operands[1]
+    if name == "prmt":
+        return _prmt(*operands)
     if name == "lop3":
         return _lop3(*operands, table=int(sources[3], 0))
     if name == "cvt":
@@ -57,6 +62,9 @@ def _execute(instruction: str, sources: list[str], value, dtype: str) -> Words: 
         assert name == "add", instruction
         return operands[0] + operands[1]
     if types[-1] == "f32":
+        if name == "fma":
+            first, second, third = (words.view(np.float32).astype(np.float64) for words in operands)
+            return (first * second + third).astype(np.float32).view(np.uint32)
         first, second = (words.view(np.float32) for words in operands)
         return {"add": first + second, "mul": first * second}[name].view(np.uint32)
     numbers = [_unpack(words, dtype) for words in operands]
@@ -79,6 +87,16 @@ def _lop3(a: Words, b: Words, c: Words, table: int) -> Words:
     for case in range(8):
         if table >> case & 1:
             result |= (a if case & 4 else ~a) & (b if case & 2 else ~b) & (c if case & 1 else ~c)
+    return result
+
+
+def _prmt(a: Words, b: Words, selector: Words) -> Words:
+    result = np.zeros_like(a)
+    for place in range(4):
+        chosen = selector >> np.uint32(4 * place)
+        assert not (chosen & np.uint32(8)).any(), "copies of a sign are not emulated"
+        word = np.where(chosen & np.uint32(4), b, a)
+        result |= (word >> (chosen & np.uint32(3)) * np.uint32(8) & np.uint32(0xFF)) << np.uint32(8 * place)
     return result
 
 
