@@ -91,7 +91,7 @@ def call_once(call: Call, device: torch.device) -> None:
 
 
 def compile_ahead(kinds: Iterable[LayerKind], device: torch.device, say: Callable[[str], None]) -> None:
-    """Compile all that products of ``kinds`` run on ``device``, unless that was done before.
+    """Compile all that products of ``kinds`` run on ``device``, unless that was done before, and load it into this process.
 
     A process that fails costs speed only: what it did not compile, the first batch that needs it does. Never raises for that.
 
@@ -99,14 +99,22 @@ def compile_ahead(kinds: Iterable[LayerKind], device: torch.device, say: Callabl
         say: gets lines of progress, and what failed.
     """
     wanted = calls(kinds, device)
-    done = _directory() / f"{_digest(wanted, device)}.json"
-    if not wanted or done.exists():
+    if not wanted:
         return
+    done = _directory() / f"{_digest(wanted, device)}.json"
     done.parent.mkdir(parents=True, exist_ok=True)
     # Of the workers of a replica, one compiles for all.
     with FileLock(done.with_suffix(".lock")):
-        if not done.exists() and _compile(wanted, device, say):
+        if not done.exists():
+            if not _compile(wanted, device, say):
+                return
             done.write_text(json.dumps([asdict(call) for call in wanted]), encoding="utf-8")
+    # Whoever compiles the model next may tell Triton of another cache on disk, as vLLM does. What was called once stays.
+    for call in wanted:
+        call_once(call, device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
 
 
 def _compile(wanted: list[Call], device: torch.device, say: Callable[[str], None]) -> bool:

@@ -1,8 +1,9 @@
 """Which kernel computes a product whose weights are in the kernel layout.
 
 rows                                       kernel
-up to 16                                   ``small.small_gemm``, where it runs (Hopper), for replicas that hold widths 2 or 3
-up to 16 otherwise                         ``gemm.sliced_gemm``: fused; all of these read the widths of the rows on the device
+1                                          ``small.small_gemm``, where it runs (Hopper), for replicas that hold widths 2 or 3;
+                                           up to 16 rows for those that hold no others
+up to 16                                   ``gemm.sliced_gemm``: fused; all of these read the widths of the rows on the device
 fewer than ``tuning.dense_from``           ``wide.wide_gemm``, where it runs (Hopper); else ``gemm.sliced_gemm``
 more, and the host may decide              ``dense.dense_linear``: weights of one width at a time, then cuBLAS
 more, while a CUDA graph is captured       both: a replay has rows of other widths, so ``dense.dense_linear`` computes all rows
@@ -19,7 +20,7 @@ from matgptq_vllm.kernels import dense, gemm, tuning
 from matgptq_vllm.kernels.arrange import arrange
 from matgptq_vllm.kernels.resident import KERNEL_DTYPES
 from matgptq_vllm.kernels.segments import rows_of_width
-from matgptq_vllm.kernels.small_config import SMALL_TO, small_config, small_runs
+from matgptq_vllm.kernels.small_config import small_config, small_runs
 from matgptq_vllm.kernels.tables import bucket
 from matgptq_vllm.kernels.wide_config import WIDE_FROM, wide_config, wide_runs
 
@@ -80,7 +81,7 @@ def sliced_linear(
         )  # fmt: skip
 
     if m < tuning.dense_from(n, k, x.device):
-        if m <= SMALL_TO and small_runs(x.device, widths, rule):
+        if small_runs(x.device, m, widths, rule):
             return small()
         if m >= WIDE_FROM and wide_runs(x.device):
             return wide()

@@ -13,7 +13,7 @@ from matgptq_vllm.kernels.layout import PAD_N, UNIT_K, UNIT_N, padded
 from matgptq_vllm.kernels.wide_config import wide_runs
 
 SMALL_TO = 16
-"""Rows up to which it runs."""
+"""Rows up to which it can run."""
 
 ROW_ROOMS = (1, 4, 8, 16)
 """Ranges of M, by their largest, each of which has a configuration of its own."""
@@ -73,9 +73,13 @@ class SmallConfig:
         return tuple(self.depths[WIDTHS.index(width)] for width in widths)
 
 
-def small_runs(device: torch.device, widths: Sequence[int], rule: SliceRule) -> bool:
-    """Whether it runs on ``device``, and is worth it for a replica that holds ``widths``: it is for those that take digits."""
-    return takes_digits(widths[0], rule) and wide_runs(device)
+def small_runs(device: torch.device, m: int, widths: Sequence[int], rule: SliceRule) -> bool:
+    """Whether it runs on ``device``, and is worth it for ``m`` rows in a replica that holds ``widths``.
+
+    Digits make narrow widths faster, but what else the replica holds is slower here than in kernels.gemm from 2 rows on.
+    """
+    narrow = takes_digits(widths[0], rule)
+    return m <= (SMALL_TO if narrow and takes_digits(widths[-1], rule) else narrow) and wide_runs(device)
 
 
 @lru_cache(maxsize=4096)

@@ -37,7 +37,7 @@ class WideConfig:
     """One way to run the wide product. Any is right for any shape; they differ in speed only."""
 
     block_m: int
-    """Rows per program: 16, 32, 64, 128 or 256."""
+    """Rows per program: 16, 32, 64, 128 or 256, which needs 1 tile and 2 stages."""
 
     split_k: int
     """Programs that share one tile, each with a part of K; their sums are added in order."""
@@ -61,7 +61,6 @@ _BY_ROWS = {
     32: WideConfig(32, 1, stages=4),
     64: WideConfig(64, 1, stages=4),
     128: WideConfig(128, 1, stages=3),
-    256: WideConfig(256, 1, tiles=1, stages=2),
 }
 """By the range of M; K is not split yet."""
 

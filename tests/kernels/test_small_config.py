@@ -45,5 +45,14 @@ def test_warps_read_ahead_whole_steps_where_they_can() -> None:
     assert small_config(1, 4096, 14336, 132).depths == (2, 2, 2, 2, 2)
 
 
+def test_it_runs_one_row_beside_wide_widths_and_more_where_all_take_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("matgptq_vllm.kernels.small_config.wide_runs", lambda device: True)
+    device = torch.device("cuda")
+    runs = {
+        widths: [m for m in range(1, 20) if small_runs(device, m, widths, "curved")] for widths in ((2,), (2, 3), (2, 8), (4,))
+    }
+    assert runs == {(2,): list(range(1, 17)), (2, 3): list(range(1, 17)), (2, 8): [1], (4,): []}
+
+
 def test_it_does_not_run_without_a_gpu() -> None:
-    assert not small_runs(torch.device("cpu"), (2, 8), "curved")
+    assert not small_runs(torch.device("cpu"), 1, (2, 8), "curved")
