@@ -24,12 +24,12 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from matgptq_vllm.core.slicing import SliceRule
 from matgptq_vllm.kernels.digits_ptx import SmallCode
 from matgptq_vllm.kernels.gemm import load_tile, readable, with_slot
+from matgptq_vllm.kernels.gluon_names import barrier, let_next_start, wait_for_others
 from matgptq_vllm.kernels.lanes import bits_needed, factor, load_four, load_two
 from matgptq_vllm.kernels.layout import PLANE_WIDTHS, UNIT_N
 from matgptq_vllm.kernels.small_config import SmallConfig
 from matgptq_vllm.kernels.small_products import tables, use_unit, use_unit_for_pairs
 from matgptq_vllm.kernels.small_x import (
-    barrier,
     copy_x,
     element_layout,
     flat,
@@ -90,7 +90,7 @@ def _compute(
         )  # fmt: skip
     if PDL:
         # Weights are older than any kernel that may still run; x is not.
-        gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", (), gl.int32, False, 1)
+        wait_for_others()
     copy_x(xs, x_ptr, m, first, last, k, stride_x, ROWS, WARPS, ROOM, UNITS)
     async_copy.wait_group(0)
     barrier()
@@ -332,7 +332,7 @@ def _small_kernel(
     if PDL:
         # The kernel may have been started before the one before it ended. What is read until the wait must be older than that
         # one: weights always are, and the step's row data are written ahead of all layers.
-        gl.inline_asm_elementwise("griddepcontrol.launch_dependents; // $0", "=r", (), gl.int32, False, 1)
+        let_next_start()
     planes = (plane0, plane1, plane2, plane3, plane4)
     first, last = gl.program_id(1) * units_k // SPLIT, (gl.program_id(1) + 1) * units_k // SPLIT
     xs = gl.allocate_shared_memory(gl.int32, [ROOM, ROWS * 64], flat(1))

@@ -20,11 +20,10 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
 from matgptq_vllm.kernels import digits_ptx
 from matgptq_vllm.kernels.digits_ptx import DIGIT_STEPS
+from matgptq_vllm.kernels.gluon_names import copy_async
 
 # Triton 3.6 has other names than later releases.
-barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 _REINTERPRET = gl.constexpr(hasattr(gl.shared_memory_descriptor, "reinterpret"))
-_copy = async_copy.async_load if hasattr(async_copy, "async_load") else async_copy.async_copy_global_to_shared
 
 _STEPS = gl.constexpr(float(DIGIT_STEPS))
 _TINY = gl.constexpr(0x0DA24260)  # 1e-30: numbers no greater than it count as zero
@@ -121,7 +120,7 @@ def copy_x(
         unit = first + number * UNITS + u
         column = unit * 128 + piece * 32 + j * 8
         place = row * (stride_x // 2) + unit * 64 + (piece * 16 + j * 4 + word)
-        _copy(view.index(number), start + place, mask=(row < m) & (unit < last) & (column < k))
+        copy_async(view.index(number), start + place, mask=(row < m) & (unit < last) & (column < k))
     async_copy.commit_group()
 
 

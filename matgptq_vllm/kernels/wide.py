@@ -28,10 +28,11 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from matgptq_vllm.core.slicing import SliceRule
 from matgptq_vllm.kernels.arrange import Arranged
+from matgptq_vllm.kernels.gluon_names import barrier, let_next_start, wait_for_others
 from matgptq_vllm.kernels.lanes import bits_needed
 from matgptq_vllm.kernels.layout import PLANE_WIDTHS, UNIT_K, UNIT_N
 from matgptq_vllm.kernels.wide_config import GROUPS, REGISTERS, WideConfig
-from matgptq_vllm.kernels.wide_layouts import WARPS, barrier, sums_layout, wait_for_x
+from matgptq_vllm.kernels.wide_layouts import WARPS, sums_layout
 from matgptq_vllm.kernels.wide_output import add_shares, leave_share, write_tile
 from matgptq_vllm.kernels.wide_ptx import WideCode
 from matgptq_vllm.kernels.wide_ring import bring, new_ring
@@ -66,7 +67,7 @@ def _consume(
                 )  # fmt: skip
         if PDL:
             # The kernel before this one may still write or read what is written here.
-            wait_for_x()
+            wait_for_others()
         start = row_tile * BLOCK_M
         if SPLIT == 1:
             write_tile(sums, scales, bias, y_ptr, places, tile, start, count, n, WIDTHS, RULE, GROUP, HAS_BIAS, BLOCK_M, TILES)
@@ -180,7 +181,7 @@ def _wide_kernel(
     DTYPE: gl.constexpr = y_ptr.dtype.element_ty
     split, tile_n, row_tile = gl.program_id(0), gl.program_id(1), gl.program_id(2)
     if PDL:
-        gl.inline_asm_elementwise("griddepcontrol.launch_dependents; // $0", "=r", (), gl.int32, False, 1)
+        let_next_start()
     # Step data are older than any kernel that may still run.
     rows_of_widths = count_rows(token_profiles, profile_widths, m, WIDTHS, ROWS)
     first, last = split * units_k // SPLIT, (split + 1) * units_k // SPLIT

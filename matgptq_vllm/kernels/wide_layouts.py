@@ -1,11 +1,7 @@
-"""What the parts of the wide product (kernels.wide) share: layouts of registers, and names that releases of Triton change."""
+"""What the parts of the wide product (kernels.wide) share: layouts of registers."""
 
 import triton
-from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-
-# Triton 3.6 has another name than later releases.
-barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 
 WARPS = gl.constexpr(4)
 """Of a warpgroup, which is who multiplies and who copies."""
@@ -31,8 +27,3 @@ def words_layout(warps, count, tiles=1):
 @triton.constexpr_function
 def sums_layout(warps, rows):
     return gl.NVMMADistributedLayout([3, 0], [warps, 1], [16, rows, 16])
-
-
-@gluon.jit
-def wait_for_x():
-    gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", (), gl.int32, False, 1)

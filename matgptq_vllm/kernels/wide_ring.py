@@ -6,15 +6,12 @@
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
+from matgptq_vllm.kernels.gluon_names import copy_async, load_tile, wait_for_others
 from matgptq_vllm.kernels.lanes import bits_needed
-from matgptq_vllm.kernels.wide_layouts import WARPS, wait_for_x, words_layout
+from matgptq_vllm.kernels.wide_layouts import WARPS, words_layout
 from matgptq_vllm.kernels.wide_rows import row_tile_of
-
-# Triton 3.6 has other names than later releases.
-_load_tile = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
-_copy = async_copy.async_load if hasattr(async_copy, "async_load") else async_copy.async_copy_global_to_shared
 
 
 @gluon.jit
@@ -40,7 +37,7 @@ def _copy_words(to, plane, tile, last_tile, unit, units_k, COUNT: gl.constexpr, 
     SIZE: gl.constexpr = 32 * COUNT
     word = gl.arange(0, TILES * WARPS * SIZE, layout=words_layout(WARPS, COUNT, TILES))
     of_tile = gl.minimum(tile + word // SIZE, last_tile)
-    _copy(to, plane + (of_tile * (units_k * SIZE) + unit * SIZE + word % SIZE))
+    copy_async(to, plane + (of_tile * (units_k * SIZE) + unit * SIZE + word % SIZE))
 
 
 @gluon.jit
@@ -77,7 +74,7 @@ def bring(
                     async_copy.mbarrier_arrive(full.index(stage), increment_count=False)
     if PDL:
         # Weights are older than any kernel that may still run; x is not.
-        wait_for_x()
+        wait_for_others()
     slot, phase = 0, 1
     ahead = first + STAGES
     while width != 0:
@@ -103,7 +100,7 @@ def _bring_row_tile(
         mbarrier.wait(empty.index(slot), phase)
         mbarrier.expect(full.index(slot), BLOCK_M * 256)
         for half in gl.static_range(2):
-            _load_tile(x_desc, [unit * rows + first_row, half * 64], full.index(slot), xs.index(slot * 2 + half))
+            load_tile(x_desc, [unit * rows + first_row, half * 64], full.index(slot), xs.index(slot * 2 + half))
         if unit >= ahead:
             _copy_unit(ring, planes, tile, last_tile, unit, units_k, slot, BITS, TILES)
             async_copy.mbarrier_arrive(full.index(slot), increment_count=False)

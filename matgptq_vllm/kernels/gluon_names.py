@@ -1,0 +1,23 @@
+"""What kernels in Gluon share: names that releases of Triton change, and launches that overlap."""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import async_copy
+from triton.experimental.gluon.language.nvidia.hopper import tma
+
+# Triton 3.6 has other names than later releases.
+barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+copy_async = async_copy.async_load if hasattr(async_copy, "async_load") else async_copy.async_copy_global_to_shared
+load_tile = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
+
+
+@gluon.jit
+def let_next_start():
+    """Let the next kernel start before this one ends; it waits where it says so (programmatic dependent launch)."""
+    gl.inline_asm_elementwise("griddepcontrol.launch_dependents; // $0", "=r", (), gl.int32, False, 1)
+
+
+@gluon.jit
+def wait_for_others():
+    """Wait for the end of the kernel before this one: of what it may write, nothing is read before, nor written."""
+    gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", (), gl.int32, False, 1)
