@@ -23,6 +23,9 @@ class Flight:
         """Output tokens so far, at any profile."""
         return sum(self.produced.values())
 
+    began_s: float | None = None
+    """When its first token was seen, on the tracker's clock; None before."""
+
     def produce(self, tokens: float) -> None:
         """Take note of output tokens."""
         self.produced[self.profile] = self.produced.get(self.profile, 0.0) + tokens
