@@ -8,13 +8,12 @@ import pytest
 
 from loadtests.simulation.__main__ import main
 from loadtests.simulation.compare import SCENARIOS, TARGET_SHARE, outcome, switches_of
-from loadtests.simulation.engine import BLOCK, GPU, WIDTHS, Engine, Hardware, Served
+from loadtests.simulation.engine import GPU, WIDTHS, Engine, Hardware, Served
 from loadtests.simulation.oracle import plan
 from loadtests.simulation.policies import Controlled, Fixed, Plan, serve
 from loadtests.simulation.trace import Arrival, Traffic, draw
-from matgptq_vllm.core.precision import FOLLOW_BLOCK
 from serve.budget import Budget
-from serve.controller import HOLD_S
+from serve.hysteresis import HOLD_S
 
 DOCUMENTED = json.loads((Path(__file__).parents[2] / "docs/results/budgets-simulation/results.json").read_text())
 
@@ -48,20 +47,18 @@ def test_every_request_is_served_whole_by_every_policy() -> None:
         assert sum(run.tokens) == sum(arrival.output_tokens - 1 for arrival in trace)
 
 
-def test_running_requests_change_at_their_next_block_after_the_prompt() -> None:
+def test_running_requests_change_together_each_after_its_prompt() -> None:
     engine = Engine(PLAIN, 0)
-    first = Served(Arrival(0, 0.0, 10, 100, False), 4)
-    engine.submit(first)
+    requests = [Served(Arrival(number, 0.0, prompt, 100, False), 4) for number, prompt in enumerate((10, 10, 3000))]
+    for served in requests:
+        engine.submit(served)
+    engine.advance(1e-9, lambda _: None)
     engine.change_all(0)
-    for _ in range(6):
+    assert [served.width for served in requests] == [0, 0, 4]
+    assert engine.decode == [2, 0, 0, 0, 0]
+    for _ in range(3):
         engine.advance(engine.now_s + 1e-9, lambda _: None)
-        assert first.width == 4
-    while first.width == 4:
-        engine.advance(engine.now_s + 1e-9, lambda _: None)
-    # The step that computes the 17th token is the first at the other width.
-    assert first.arrival.prompt_tokens + engine.steps - 1 - first.first_step == BLOCK
-    assert (engine.decode[0], sum(engine.decode)) == (1, 1)
-    assert BLOCK == FOLLOW_BLOCK
+    assert engine.decode == [3, 0, 0, 0, 0]
 
 
 def test_an_oracle_that_is_bound_switches_no_faster_than_the_rule() -> None:
