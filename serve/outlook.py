@@ -133,6 +133,9 @@ class Outlook:
                 # The pace that what is left of it must keep, and for how many requests it stands.
                 pace = (scene.budget_ms * (tokens + left) - spent_ms) / left
                 self._needs.append((left, pace, scene.stands_for / len(lefts)))
+        # Those without a token yet have all before them.
+        begins = max(0.0, scene.running - scene.stands_for * len(scene.lives))
+        self._needs += [(left, scene.budget_ms, begins / len(scene.new)) for left in scene.new if begins > 0]
 
     def judge(self, plan: Plan, chance: Chance, price: float) -> tuple[float, float]:
         """(mean bits per token less ``price`` bits for every token of a request that misses, pace of one that comes now)."""

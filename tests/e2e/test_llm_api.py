@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-
 from .replica_server import ROOT, engine_environment
 
 pytestmark = pytest.mark.engine

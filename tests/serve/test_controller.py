@@ -58,7 +58,7 @@ class Bench:
         (12, "6", "budget"),
         (9, "4", "budget"),
         (7.2, "3", "budget"),
-        (6, "2", "budget"),
+        (5.5, "2", "budget"),
         (1, "2", "best-effort"),
     ],
 )
