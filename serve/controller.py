@@ -157,14 +157,17 @@ class Controller:
         precision: they are load too."""
         self._forecast.arrived(prompt_tokens)
 
-    def finished(self, decision: Decision | None, output_tokens: int, tpot_ms: float | None) -> None:
+    def finished(
+        self, decision: Decision | None, output_tokens: int, tpot_ms: float | None, prompt_tokens: int | None = None
+    ) -> None:
         """Learn from a request that came to its end.
 
         Args:
             decision: what ``decide`` said of it; None if its precision was named.
             tpot_ms: measured time per output token after the first; None if there was none.
+            prompt_tokens: computed for it, which may be others than were thought at its arrival; None if not known.
         """
-        self._forecast.ended(output_tokens)
+        self._forecast.ended(output_tokens, prompt_tokens)
         if decision is None or not decision.meets or tpot_ms is None:
             return
         if decision.budget is None or decision.budget.tpot_ms is None:

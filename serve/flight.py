@@ -23,8 +23,8 @@ class Flight:
         """Output tokens so far, at any profile."""
         return sum(self.produced.values())
 
-    began_s: float | None = None
-    """When its first token was seen, on the tracker's clock; None before."""
+    began: tuple[float, float] | None = None
+    """What the tracker's clock and its count of tokens per sequence said at its first token; None before."""
 
     def produce(self, tokens: float) -> None:
         """Take note of output tokens."""

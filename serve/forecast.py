@@ -65,6 +65,8 @@ class Forecast:
         self._max_batched = max_batched_tokens
         self._prompts = 0
         self._prompt_tokens = 0.0
+        self._computed_prompts = 0
+        self._computed_tokens = 0.0
         self._lengths = OutputLengths()
 
     def arrived(self, prompt_tokens: int) -> None:
@@ -73,8 +75,15 @@ class Forecast:
         self._prompts += 1
         self._prompt_tokens += (prompt_tokens - self._prompt_tokens) / min(self._prompts, REMEMBERED)
 
-    def ended(self, output_tokens: int) -> None:
-        """A request has ended."""
+    def ended(self, output_tokens: int, prompt_tokens: int | None) -> None:
+        """A request has ended.
+
+        Args:
+            prompt_tokens: computed for it; None if not known.
+        """
+        if prompt_tokens is not None:
+            self._computed_prompts += 1
+            self._computed_tokens += (prompt_tokens - self._computed_tokens) / min(self._computed_prompts, REMEMBERED)
         self._lengths.ended(output_tokens)
 
     def rates(self, factor: float = 1.0) -> Rates:
@@ -98,7 +107,8 @@ class Forecast:
     def ttft(self, profile: str, load: Load, prompt_tokens: int) -> float:
         """Milliseconds until the prompts before it and its own are computed, and, if the engine is full, until it may start."""
         running = _together(load, profile)
-        prompts = load.prefill_tokens + prompt_tokens
+        factor = self._prompt / self._prompt_tokens if self._prompt_tokens else 1.0
+        prompts = (load.prefill_tokens + prompt_tokens) * factor
         steps = math.ceil(prompts / self._max_batched) or 1
         step = self._model.step_ms(StepLoad(running, {profile: prompts / steps}, load.context_tokens))
         total = sum(running.values())
@@ -115,7 +125,6 @@ class Forecast:
         """
         total = sum(load.running.values())
         context = load.context_tokens / total if total else self._context
-        mean_prompt = self._prompt_tokens or 1.0
         count = len(load.lives)
         sample = [load.lives[index * count // MAX_LIVES] for index in range(MAX_LIVES)] if count > MAX_LIVES else load.lives
         costs = []
@@ -127,7 +136,7 @@ class Forecast:
                 )
                 for more in (1.0, 2.0)
             )
-            prompt = mean_prompt * self._model.prompt_token_ms(profile)
+            prompt = self._prompt * self._model.prompt_token_ms(profile)
             costs.append(StepCost(2 * one - two, two - one, prompt, bits))
         return Scene(
             costs=costs,
@@ -139,7 +148,7 @@ class Forecast:
             new=self._lengths.left(0.0),
             mean_tokens=self._lengths.mean_with([tokens for tokens, _ in sample], count),
             ends_per_step=self._lengths.ends_per_step,
-            prompts_waiting=(load.prefill_tokens + prompt_tokens) / mean_prompt,
+            prompts_waiting=(load.prefill_tokens + prompt_tokens) / (self._prompt_tokens or 1.0),
             max_running=self._max_running,
         )
 
@@ -156,9 +165,14 @@ class Forecast:
         return self._settled((narrow, wide), rate)
 
     @property
+    def _prompt(self) -> float:
+        """Prompt tokens that are computed for a request. At arrival they are guessed from its size, and wrong by a factor."""
+        return self._computed_tokens if self._computed_prompts else self._prompt_tokens
+
+    @property
     def _context(self) -> float:
         """Tokens that a sequence attends to, on average over its life."""
-        return self._prompt_tokens + self._lengths.mean / 2
+        return self._prompt + self._lengths.mean / 2
 
     def _tpot(self, profile: str, running: Mapping[str, float], rate: float, context: float) -> float:
         """Mean step time over a request's life at ``profile``, beside ``running`` sequences as long as these last."""
@@ -193,7 +207,7 @@ class Forecast:
 
     def _prompt_share(self, profile: str, rate: float) -> float:
         """Share of time that the prompts of those who come take: they make the steps of the others longer."""
-        return min(rate * self._prompt_tokens * self._model.prompt_token_ms(profile), MAX_PROMPT_SHARE)
+        return min(rate * self._prompt * self._model.prompt_token_ms(profile), MAX_PROMPT_SHARE)
 
 
 def _others(load: Load, profile: str) -> dict[str, float]:

@@ -31,6 +31,7 @@ class LoadTracker:
         self._clock = clock
         self._flights: dict[Flight, None] = {}
         self._unclear = 0
+        self._progress = 0.0
         self._last: StepRecord | None = None
         self._last_at = float("-inf")
         self._listeners: list[Callable[[StepLoad, float], None]] = []
@@ -64,10 +65,13 @@ class LoadTracker:
         running = self._running()
         for flight in running:
             flight.produce(record.generation_tokens / len(running))
+        decoding = record.continued + record.started
+        # Equal shares of all in flight would be too few tokens: some have no token yet, others have all theirs.
+        self._progress += record.generation_tokens / max(1, decoding)
         # Prompts are computed in order, so the oldest have the tokens.
-        for flight in running[: record.continued + record.started]:
-            if flight.began_s is None:
-                flight.began_s = self._last_at
+        for flight in running[:decoding]:
+            if flight.began is None:
+                flight.began = self._last_at, self._progress
         self._unclear = max(0, self._unclear - 1)
         if self.paused or self._unclear or record.duration_s is None or not record.exact or not running:
             return
@@ -87,9 +91,9 @@ class LoadTracker:
             context_tokens=_context(running),
             following=dict(Counter(flight.profile for flight in followers)),
             lives=tuple(
-                (max(0.0, flight.tokens - 1), (self._last_at - flight.began_s) * 1e3)
+                (self._progress - flight.began[1], (self._last_at - flight.began[0]) * 1e3)
                 for flight in followers
-                if flight.began_s is not None
+                if flight.began is not None
             ),
         )
 

@@ -108,7 +108,8 @@ class Controlled(Fixed):
 
     def finished(self, served: Served) -> None:
         self.now_s = served.finished_s
-        self.controller.finished(served.decision, served.arrival.output_tokens, served.tpot_ms)  # type: ignore[arg-type]
+        arrival = served.arrival
+        self.controller.finished(served.decision, arrival.output_tokens, served.tpot_ms, arrival.prompt_tokens)  # type: ignore[arg-type]
 
     def _observe(self, decode: Sequence[int], prefill: Sequence[int], context: int, ms: float) -> None:
         self.model.observe(StepLoad(_named(decode), _named(prefill), context), ms)

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from serve.load import Load, StepLoad
 from serve.load_tracker import FRESH_S, UNCLEAR_STEPS, LoadTracker
 from serve.step_observer import StepRecord
@@ -98,8 +100,8 @@ def test_what_those_that_follow_have_written_and_how_long_it_took_is_told():
         watch.tracker.begin("8", 10, follows)
     # The last one's prompt is not computed.
     for watch.now in (1.0, 1.1, 1.2):
-        watch.tracker.observe(replace(STEP, continued=3, generation_tokens=4))
-    assert watch.tracker.load("a").lives == ((2.0, 200.00000000000006), (2.0, 200.00000000000006))
+        watch.tracker.observe(replace(STEP, continued=3, generation_tokens=3))
+    assert watch.tracker.load("a").lives == ((2.0, pytest.approx(200.0)), (2.0, pytest.approx(200.0)))
     assert watch.tracker.load().lives == ()
 
 
