@@ -143,7 +143,8 @@ class Admission:
                 bill.finish(status)
 
         def ended(sequence: EndedSequence) -> None:
-            self._controller.finished(decision, sequence.num_generation_tokens, sequence.tpot_ms)
+            computed = sequence.num_prompt_tokens - sequence.num_cached_tokens
+            self._controller.finished(decision, sequence.num_generation_tokens, sequence.tpot_ms, computed)
             if bill is not None:
                 bill.add(sequence.num_prompt_tokens + sequence.num_generation_tokens)
 

@@ -7,7 +7,7 @@ rate is known by then, after three or four.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 SLOWEST = 1 / 64
 """Lowest rate of the grid, in requests per second."""
@@ -60,11 +60,14 @@ class ArrivalRate:
             self._learned = [keep * share + weight for share, weight in zip(self._learned, self._belief, strict=True)]
         self._last = now
 
-    def quantile(self, level: float) -> float:
-        """The rate per second, now, that the true one exceeds with probability 1 - ``level``; 0 before the second arrival."""
+    def quantiles(self, levels: Sequence[float]) -> list[float]:
+        """The rates per second, now, that the true one exceeds with probability 1 - level; 0 before the second arrival."""
         if self._last is None or not self._known:
-            return 0.0
+            return [0.0] * len(levels)
         belief = self._after(max(self._clock() - self._last, 0.0))
+        return [self._quantile(belief, level) for level in levels]
+
+    def _quantile(self, belief: Sequence[float], level: float) -> float:
         below = 0.0
         for index, weight in enumerate(belief):
             if below + weight >= level:

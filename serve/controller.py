@@ -6,14 +6,11 @@
             from which a burst can still be met by stepping down to that one.
     none    the widest that holds once the load has settled; else the narrowest
 
-Hysteresis, for each class of budgets (tpot within 2%, ttft within 20%); ``level`` is the widest profile that the class gets:
+Where requests follow (``elastic``), the target is the profile with the best prospect for all that run and come
+(``serve.lookahead``), or the narrowest if a request that comes now would miss its budget at every one.
 
-    down    at once, but not within HOLD_S after a switch up
-    up      to what has been the target, even with more arrivals, at every look of the last seconds (``Caution``), but not
-            within HOLD_S after a switch down
-
-So between two switches of one class in opposite directions there are at least HOLD_S. Floor and allowed profiles of a request
-only clip the level. Pure: the clock is an argument.
+Each class of budgets (tpot within 2%, ttft within 20%) has a level, the widest profile that its requests get
+(``serve.hysteresis``). Floor and allowed profiles of a request only clip it. Pure: the clock is an argument.
 """
 
 import math
@@ -24,40 +21,20 @@ from dataclasses import dataclass
 from matgptq_vllm.core.errors import InputError
 from serve.budget import Budget
 from serve.forecast import Forecast, Rates, Times
+from serve.hysteresis import Level
 from serve.latency_model import LatencyModel
 from serve.load import Load
+from serve.lookahead import RATE_LEVELS, Lookahead, Price
 
-HOLD_S = 5.0
-"""Least time between switches of one class in opposite directions."""
-
-
-@dataclass(frozen=True)
-class Caution:
-    """How far decisions trust the forecast."""
-
-    headroom: float
-    """A wider profile must fit even if so many times as many requests come."""
-
-    evidence_s: float
-    """For how long a wider profile must have fitted."""
-
-    patience_s: float
-    """How long a step up waits for the widest profile that fits to have done so, before a narrower one is taken."""
-
-    max_margin: float
-    """Where the learned margin ends."""
-
-
-KEPT = Caution(headroom=1.15, evidence_s=5.0, patience_s=10.0, max_margin=0.6)
-"""Where requests keep their width: a wide one that is running when a burst comes cannot be helped."""
-
-FOLLOWED = Caution(headroom=1.1, evidence_s=3.0, patience_s=5.0, max_margin=0.3)
-"""Where they follow: what was misjudged is soon put right."""
+HEADROOM = 1.15
+"""A wider profile must fit even if so many times as many requests come."""
 
 MARGIN = 0.1
 """First margin: predictions must stay so far below a budget, as a share of them."""
 
 MIN_MARGIN = 0.02
+
+MAX_MARGIN = 0.6
 
 MARGIN_RATE = 0.01
 """How far the margin moves with each miss."""
@@ -90,21 +67,6 @@ class Decision:
     """What was aimed at."""
 
 
-@dataclass(slots=True)
-class _Class:
-    """State of the requests with one budget."""
-
-    level: int
-    """Index of the widest profile that they get."""
-
-    up_at: float
-    """Time of the last switch up."""
-
-    down_at: float
-    since: list[float]
-    """Of each profile: since when every decision found the target, with headroom, at least as wide; else infinity."""
-
-
 BudgetClass = tuple[int | None, int | None]
 
 
@@ -135,14 +97,16 @@ class Controller:
         self.margin = MARGIN
         """Learned: rises when requests that were predicted to meet their budget miss it, and falls when they do not."""
 
+        self.price = Price()
+        """Learned in the same way; what counts for time per token where requests follow."""
+
         self._model = model
         self._index = {name: index for index, name in enumerate(self.profiles)}
         self._clock = clock
         self._elastic = elastic
         limit = math.inf if max_running is None else max(1, max_running)
-        self._caution = FOLLOWED if elastic else KEPT
         self._forecast = Forecast(model, clock, limit, max(1, max_batched_tokens))
-        self._classes: dict[BudgetClass, _Class] = {}
+        self._levels: dict[BudgetClass, Level] = {}
 
     def decide(
         self,
@@ -165,9 +129,10 @@ class Controller:
         """
         choices = self._choices(floor, allowed)
         self.arrived(prompt_tokens)
-        level, times = self._look(budget, load, prompt_tokens)
+        level, times = self._look(budget, load, prompt_tokens, joins=True)
         chosen = _clipped(level, choices)
-        tpot, ttft = times[chosen].tpot, times[chosen].ttft
+        at = times(chosen)
+        tpot, ttft = at.tpot, at.ttft
         meets = _within(tpot, budget.tpot_ms) and _within(ttft, budget.ttft_ms)
         reason = "budget" if meets else "best-effort"
         if not self._model.num_observations:
@@ -180,33 +145,37 @@ class Controller:
         Args:
             load: as for ``decide``.
         """
-        self._look(budget, load, 0)
+        self._look(budget, load, 0, joins=False)
 
     def profile(self, budget: Budget, floor: str | None = None, allowed: Collection[str] | None = None) -> str | None:
         """What the class of ``budget`` gets now within ``floor`` and ``allowed``; None before its first decision."""
-        state = self._classes.get(class_of(budget))
-        return None if state is None else self.profiles[_clipped(state.level, self._choices(floor, allowed))]
+        state = self._levels.get(class_of(budget))
+        return None if state is None else self.profiles[_clipped(state.index, self._choices(floor, allowed))]
 
     def arrived(self, prompt_tokens: int) -> None:
         """Take note of a request that arrives now. ``decide`` does it for its own; call it for requests that name their
         precision: they are load too."""
         self._forecast.arrived(prompt_tokens)
 
-    def finished(self, decision: Decision | None, output_tokens: int, tpot_ms: float | None) -> None:
+    def finished(
+        self, decision: Decision | None, output_tokens: int, tpot_ms: float | None, prompt_tokens: int | None = None
+    ) -> None:
         """Learn from a request that came to its end.
 
         Args:
             decision: what ``decide`` said of it; None if its precision was named.
             tpot_ms: measured time per output token after the first; None if there was none.
+            prompt_tokens: computed for it, which may be others than were thought at its arrival; None if not known.
         """
-        self._forecast.ended(output_tokens)
+        self._forecast.ended(output_tokens, prompt_tokens)
         if decision is None or not decision.meets or tpot_ms is None:
             return
         if decision.budget is None or decision.budget.tpot_ms is None:
             return
         missed = tpot_ms > decision.budget.tpot_ms
+        self.price.learn(missed)
         moved = self.margin + MARGIN_RATE * (missed - MISSES)
-        self.margin = min(max(moved, MIN_MARGIN), self._caution.max_margin)
+        self.margin = min(max(moved, MIN_MARGIN), MAX_MARGIN)
 
     def _position(self, profile: str) -> int:
         if profile not in self._index:
@@ -221,22 +190,52 @@ class Controller:
             raise InputError(f"none of the allowed profiles {list(allowed or ())} is held; held are {', '.join(self.profiles)}")
         return [index for index in indices if index >= lowest] or indices[-1:]
 
-    def _look(self, budget: Budget, load: Load, prompt_tokens: int) -> tuple[int, list[Times]]:
-        """(level of the class after this look, times at each profile)."""
-        rounded = _on_grid(budget)
-        caution = self._caution
+    def _look(self, budget: Budget, load: Load, prompt_tokens: int, joins: bool) -> tuple[int, Callable[[int], Times]]:
+        """(level of the class after this look, times by index of the profile)."""
+        rounded, key = _on_grid(budget), class_of(budget)
+        if self._elastic and rounded.tpot_ms is not None:
+            return self._look_ahead(rounded, key, load, prompt_tokens, joins)
         rates = self._forecast.rates()
         times = [self._forecast.times(name, load, prompt_tokens, rates.now) for name in self.profiles]
-        more = self._forecast.rates(caution.headroom)
+        more = self._forecast.rates(HEADROOM)
         busier = [self._forecast.times(name, load, prompt_tokens, more.now) for name in self.profiles]
-        return self._switch(class_of(budget), self._target(rounded, times, rates), self._target(rounded, busier, more)), times
+        target, roomy = self._target(rounded, times, rates), self._target(rounded, busier, more)
+        state = self._levels.setdefault(key, Level(target, len(self.profiles)))
+        state.keep(target, roomy, self._clock())
+        return state.index, times.__getitem__
+
+    def _look_ahead(
+        self, budget: Budget, key: BudgetClass, load: Load, prompt_tokens: int, joins: bool
+    ) -> tuple[int, Callable[[int], Times]]:
+        """``_look`` where requests follow and have a budget for time per token."""
+        assert budget.tpot_ms is not None
+        state = self._levels.get(key)
+        scene = self._forecast.scene(load, prompt_tokens, joins, budget.tpot_ms)
+        ttft = [self._forecast.ttft(name, load, prompt_tokens) for name in self.profiles] if budget.ttft_ms is not None else []
+        timely = [index for index, ms in enumerate(ttft) if _within(ms * (1 + self.margin), budget.ttft_ms)]
+        ahead = Lookahead(
+            scene,
+            self._forecast.likely_rates(RATE_LEVELS),
+            None if state is None else state.index,
+            self.price.bits,
+            timely if ttft else range(len(self.profiles)),
+        )
+
+        def times(index: int) -> Times:
+            return Times(ahead.pace_ms(index), self._forecast.ttft(self.profiles[index], load, prompt_tokens))
+
+        if state is None:
+            self._levels[key] = state = Level(max(range(len(ahead.values)), key=ahead.values.__getitem__), len(ahead.values))
+        else:
+            state.follow(ahead.values, self._clock())
+        return state.index, times
 
     def _target(self, budget: Budget, times: Sequence[Times], rates: Rates) -> int:
         """Index of the profile for now, hysteresis aside."""
         margin = 1 + self.margin
         timely = [index for index, at in enumerate(times) if _within(at.ttft * margin, budget.ttft_ms)]
         fits = [index for index in timely if _within(times[index].tpot * margin, budget.tpot_ms)]
-        if self._elastic or budget.tpot_ms is None:
+        if budget.tpot_ms is None:
             return max(fits, default=0)
         limit = budget.tpot_ms / margin
         settles = [index for index in timely if self._forecast.settled(self.profiles[index], rates.now) <= limit]
@@ -249,26 +248,6 @@ class Controller:
 
         good = [index for index in fits if index in settles and (index <= safe or retreats(index))]
         return max(good, default=safe or max(settles, default=0))
-
-    def _switch(self, key: BudgetClass, target: int, roomy: int) -> int:
-        """The class's level after this decision."""
-        now = self._clock()
-        state = self._classes.get(key)
-        if state is None:
-            state = _Class(target, -math.inf, -math.inf, [math.inf] * len(self.profiles))
-            self._classes[key] = state
-        state.since = [math.inf if index > roomy else min(since, now) for index, since in enumerate(state.since)]
-        if target < state.level:
-            if now - state.up_at >= HOLD_S:
-                state.level, state.down_at = target, now
-        elif now - state.down_at >= HOLD_S:
-            wider = [since for since in state.since[state.level + 1 :] if since < math.inf]
-            # The widest that fits is worth a wait: each switch makes batches mixed, and mixed batches slow, for a while.
-            evidence, patience = self._caution.evidence_s, self._caution.patience_s
-            if wider and now - wider[0] >= evidence and (now - wider[-1] >= evidence or now - wider[0] >= patience):
-                state.level = max(index for index, since in enumerate(state.since) if now - since >= evidence)
-                state.up_at = now
-        return state.level
 
 
 def class_of(budget: Budget) -> BudgetClass:

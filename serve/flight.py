@@ -23,6 +23,9 @@ class Flight:
         """Output tokens so far, at any profile."""
         return sum(self.produced.values())
 
+    began: tuple[float, float] | None = None
+    """What the tracker's clock and its count of tokens per sequence said at its first token; None before."""
+
     def produce(self, tokens: float) -> None:
         """Take note of output tokens."""
         self.produced[self.profile] = self.produced.get(self.profile, 0.0) + tokens

@@ -2,7 +2,7 @@
 
 Requests whose profile would always be the same (budgets of one class, one floor, the same allowed profiles) form a group,
 whose id travels with each of them to the engine (``matgptq_vllm.core.precision.GROUP_KEY``). When the controller gives a
-group another profile, the workers are told group and profile, and each of its requests changes at its next block.
+group another profile, the workers are told group and profile, and its requests change with the next step.
 """
 
 import asyncio

@@ -5,13 +5,14 @@ sequences end, lets new ones come at the rate of late (``serve.arrivals``), and 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from matgptq_vllm.core.precision import FOLLOW_BLOCK
 from serve.arrivals import ArrivalRate
 from serve.latency_model import LatencyModel
 from serve.load import Load, StepLoad
+from serve.outlook import MAX_PROMPT_SHARE, Scene, StepCost
+from serve.output_lengths import OutputLengths
 
 RATE_LEVEL = 0.85
 """Quantile of the believed arrival rate that forecasts use."""
@@ -22,14 +23,11 @@ BUSY_LEVEL = 0.9
 PIECES = 6
 """In which a request's life is played."""
 
-FIRST_OUTPUT_TOKENS = 128.0
-"""Output tokens that a request is thought to have before any has ended."""
+MAX_LIVES = 16
+"""Running requests that are judged one by one; of more, a sample stands for all."""
 
 REMEMBERED = 64
-"""Requests that the means of prompt and output tokens remember."""
-
-MAX_PROMPT_SHARE = 0.9
-"""Share of the engine's time that prompts are thought to take at most."""
+"""Requests whose prompts the mean remembers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +63,11 @@ class Forecast:
         self._arrivals = ArrivalRate(clock)
         self._max_running = max_running
         self._max_batched = max_batched_tokens
-        self._prompts = self._outputs = 0
+        self._prompts = 0
         self._prompt_tokens = 0.0
-        self._output_tokens = FIRST_OUTPUT_TOKENS
-        self._square_tokens = 2 * FIRST_OUTPUT_TOKENS**2
+        self._computed_prompts = 0
+        self._computed_tokens = 0.0
+        self._lengths = OutputLengths()
 
     def arrived(self, prompt_tokens: int) -> None:
         """A request arrives now."""
@@ -76,17 +75,20 @@ class Forecast:
         self._prompts += 1
         self._prompt_tokens += (prompt_tokens - self._prompt_tokens) / min(self._prompts, REMEMBERED)
 
-    def ended(self, output_tokens: int) -> None:
-        """A request has ended."""
-        self._outputs += 1
-        rate = 1 / min(self._outputs, REMEMBERED)
-        tokens = max(1, output_tokens)
-        self._output_tokens += rate * (tokens - self._output_tokens)
-        self._square_tokens += rate * (tokens**2 - self._square_tokens)
+    def ended(self, output_tokens: int, prompt_tokens: int | None) -> None:
+        """A request has ended.
+
+        Args:
+            prompt_tokens: computed for it; None if not known.
+        """
+        if prompt_tokens is not None:
+            self._computed_prompts += 1
+            self._computed_tokens += (prompt_tokens - self._computed_tokens) / min(self._computed_prompts, REMEMBERED)
+        self._lengths.ended(output_tokens)
 
     def rates(self, factor: float = 1.0) -> Rates:
         """The rates of arrivals, for the forecasts of one moment; both times ``factor``."""
-        now = self._arrivals.quantile(RATE_LEVEL) / 1e3 * factor
+        now = self._arrivals.quantiles([RATE_LEVEL])[0] / 1e3 * factor
         return Rates(now, max(now, self._arrivals.busy(BUSY_LEVEL) / 1e3 * factor))
 
     def times(self, profile: str, load: Load, prompt_tokens: int, rate: float) -> Times:
@@ -98,16 +100,61 @@ class Forecast:
         """
         total = float(sum(load.running.values()))
         context = load.context_tokens / total if total else self._context
-        moving = {name: float(count) for name, count in load.following.items() if name != profile and count > 0}
-        staying = {name: float(count - moving.get(name, 0)) for name, count in load.running.items()}
-        running = {name: count for name, count in staying.items() if count > 0} | {
-            name: staying.get(name, 0.0) + count for name, count in moving.items()
-        }
-        staying[profile] = staying.get(profile, 0.0) + load.waiting
-        return Times(
-            self._tpot(profile, staying, moving, rate, context),
-            self._ttft(profile, running, load, prompt_tokens),
+        running = _together(load, profile)
+        running[profile] += load.waiting
+        return Times(self._tpot(profile, running, rate, context), self.ttft(profile, load, prompt_tokens))
+
+    def ttft(self, profile: str, load: Load, prompt_tokens: int) -> float:
+        """Milliseconds until the prompts before it and its own are computed, and, if the engine is full, until it may start."""
+        running = _together(load, profile)
+        factor = self._prompt / self._prompt_tokens if self._prompt_tokens else 1.0
+        prompts = (load.prefill_tokens + prompt_tokens) * factor
+        steps = math.ceil(prompts / self._max_batched) or 1
+        step = self._model.step_ms(StepLoad(running, {profile: prompts / steps}, load.context_tokens))
+        total = sum(running.values())
+        excess = max(0.0, total + load.waiting + 1 - self._max_running)
+        # One of the running ones ends every (output tokens / running) steps.
+        return step * (steps + excess * self._lengths.mean / max(total, 1.0))
+
+    def scene(self, load: Load, prompt_tokens: int, joins: bool, tpot_ms: float) -> Scene:
+        """What plans are judged for: the requests that follow, those that come, and, if one ``joins``, that one.
+
+        Args:
+            load: as for ``times``.
+            tpot_ms: what their time per token may be.
+        """
+        total = sum(load.running.values())
+        context = load.context_tokens / total if total else self._context
+        count = len(load.lives)
+        sample = [load.lives[index * count // MAX_LIVES] for index in range(MAX_LIVES)] if count > MAX_LIVES else load.lives
+        costs = []
+        for profile, bits in zip(self._model.profiles, self._model.bits, strict=True):
+            others = _others(load, profile)
+            one, two = (
+                self._model.step_ms(
+                    StepLoad(others | {profile: others[profile] + more}, {}, context * (sum(others.values()) + more))
+                )
+                for more in (1.0, 2.0)
+            )
+            prompt = self._prompt * self._model.prompt_token_ms(profile)
+            costs.append(StepCost(2 * one - two, two - one, prompt, bits))
+        return Scene(
+            costs=costs,
+            budget_ms=tpot_ms,
+            running=float(sum(load.following.values()) + load.waiting + joins),
+            lives=sample,
+            stands_for=count / len(sample) if sample else 1.0,
+            left=[self._lengths.left(tokens) for tokens, _ in sample],
+            new=self._lengths.left(0.0),
+            mean_tokens=self._lengths.mean_with([tokens for tokens, _ in sample], count),
+            ends_per_step=self._lengths.ends_per_step,
+            prompts_waiting=(load.prefill_tokens + prompt_tokens) / (self._prompt_tokens or 1.0),
+            max_running=self._max_running,
         )
+
+    def likely_rates(self, levels: Sequence[float]) -> list[float]:
+        """Requests per millisecond at these quantiles of what is believed."""
+        return [rate / 1e3 for rate in self._arrivals.quantiles(levels)]
 
     def settled(self, profile: str, rate: float) -> float:
         """Milliseconds per step once as many requests end as come at ``rate`` per millisecond, all at ``profile``."""
@@ -118,28 +165,25 @@ class Forecast:
         return self._settled((narrow, wide), rate)
 
     @property
+    def _prompt(self) -> float:
+        """Prompt tokens that are computed for a request. At arrival they are guessed from its size, and wrong by a factor."""
+        return self._computed_tokens if self._computed_prompts else self._prompt_tokens
+
+    @property
     def _context(self) -> float:
         """Tokens that a sequence attends to, on average over its life."""
-        return self._prompt_tokens + self._output_tokens / 2
+        return self._prompt + self._lengths.mean / 2
 
-    def _tpot(
-        self, profile: str, staying: Mapping[str, float], moving: Mapping[str, float], rate: float, context: float
-    ) -> float:
-        """Mean step time over a request's life at ``profile``, beside sequences that stay at their profiles and others that
-        move to its own, each when its block ends."""
-        per_piece = self._output_tokens / PIECES
-        # Those that run still have, by renewal theory, half of the mean square over the mean to go.
-        kept = math.exp(-per_piece * 2 * self._output_tokens / self._square_tokens)
+    def _tpot(self, profile: str, running: Mapping[str, float], rate: float, context: float) -> float:
+        """Mean step time over a request's life at ``profile``, beside ``running`` sequences as long as these last."""
+        per_piece = self._lengths.mean / PIECES
+        kept = math.exp(-per_piece * self._lengths.ends_per_step)
         lengthened = 1 - self._prompt_share(profile, rate)
         elapsed = came = 0.0
         alive = 1.0
-        for piece in range(PIECES):
-            unmoved = max(0.0, 1 - (piece + 0.5) * per_piece / FOLLOW_BLOCK) * alive
-            tokens = {name: count * alive for name, count in staying.items() if count > 0}
-            tokens[profile] = tokens.get(profile, 0.0) + came + 1
-            for name, count in moving.items():
-                tokens[name] = tokens.get(name, 0.0) + count * unmoved
-                tokens[profile] += count * (alive - unmoved)
+        for _ in range(PIECES):
+            tokens = {name: count * alive for name, count in running.items()}
+            tokens[profile] += came + 1
             excess = max(1.0, sum(tokens.values()) / self._max_running)
             tokens = {name: count / excess for name, count in tokens.items()}
             step = self._model.step_ms(StepLoad(tokens, {}, context * sum(tokens.values()))) / lengthened
@@ -156,21 +200,24 @@ class Forecast:
         two = self._model.step_ms(StepLoad({**alone, profiles[0]: 2.0}, {}, context * (len(alone) + 1)))
         each = two - one
         lengthened = 1 - self._prompt_share(profiles[0], rate)
-        growth = rate * self._output_tokens * each / lengthened
+        growth = rate * self._lengths.mean * each / lengthened
         # Without a bound on sequences, a rate that cannot be kept up with has no settled time.
         full = one + each * (self._max_running - 1) if each > 0 else one
         return (min((one - each) / (1 - growth), full) if growth < 1 else full) / lengthened
 
     def _prompt_share(self, profile: str, rate: float) -> float:
         """Share of time that the prompts of those who come take: they make the steps of the others longer."""
-        return min(rate * self._prompt_tokens * self._model.prompt_token_ms(profile), MAX_PROMPT_SHARE)
+        return min(rate * self._prompt * self._model.prompt_token_ms(profile), MAX_PROMPT_SHARE)
 
-    def _ttft(self, profile: str, running: Mapping[str, float], load: Load, prompt_tokens: int) -> float:
-        """Until the prompts before it and its own are computed, and, if the engine is full, until it may start."""
-        prompts = load.prefill_tokens + prompt_tokens
-        steps = math.ceil(prompts / self._max_batched) or 1
-        step = self._model.step_ms(StepLoad(running, {profile: prompts / steps}, load.context_tokens))
-        total = sum(running.values())
-        excess = max(0.0, total + load.waiting + 1 - self._max_running)
-        # One of the running ones ends every (output tokens / running) steps.
-        return step * (steps + excess * self._output_tokens / max(total, 1.0))
+
+def _others(load: Load, profile: str) -> dict[str, float]:
+    """Sequences that keep their profiles, with an entry for ``profile``."""
+    found = {name: float(count - load.following.get(name, 0)) for name, count in load.running.items()}
+    return {profile: 0.0} | {name: count for name, count in found.items() if count > 0}
+
+
+def _together(load: Load, profile: str) -> dict[str, float]:
+    """Sequences at each profile if all that follow are at ``profile``."""
+    found = _others(load, profile)
+    found[profile] += sum(load.following.values())
+    return found

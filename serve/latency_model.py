@@ -7,7 +7,9 @@
 coefficient is negative, so more work is never predicted to take less time.
 
 Steps alike share a cell, which keeps the mean of its last steps (``serve.step_cells``); the coefficients are fitted to the
-cells, not to the steps (``serve.step_fit``).
+cells, not to the steps (``serve.step_fit``). A machine is faster at some times than at others, and what is known of widths that
+have not run for a while would be of another time. So cells and coefficients are those of a machine at its mean speed, and all
+predictions are multiplied by the present ``pace``: how much longer steps take of late than their cells say.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,7 @@ from typing import Any
 
 from matgptq_vllm.core.errors import InputError
 from serve.load import StepLoad
-from serve.step_cells import StepCells
+from serve.step_cells import Cell, StepCells
 from serve.step_columns import BASE, StepColumns
 from serve.step_fit import StepFit
 from serve.stored_numbers import count_of, is_number, numbers_of
@@ -38,6 +40,15 @@ REFIT_STEPS = 32
 
 ERROR_STEPS = 100
 """Steps that the mean error remembers."""
+
+PACE_STEPS = 64
+"""Steps that the pace remembers: fewer than a cell does, so that what all steps have in common is the pace."""
+
+PACE_CELL_STEPS = 8
+"""Steps after which a cell tells the pace."""
+
+MAX_PACE_STEP = 2.0
+"""A step tells of no greater change of the pace."""
 
 
 class LatencyModel:
@@ -62,13 +73,16 @@ class LatencyModel:
         self.profiles = tuple(profiles)
         """Narrow to wide."""
 
-        self._bits = [float(bits) for bits in average_bits]
+        self.bits = tuple(float(bits) for bits in average_bits)
+        """Read per weight by each profile."""
+
         self._columns = StepColumns(self.profiles)
         self._cells = StepCells()
-        self._fit = StepFit(self._columns, self._bits)
+        self._fit = StepFit(self._columns, self.bits)
         self._steps = 0
         self._error = 0.0
         self._bias = 0.0
+        self._pace = 1.0
 
     @property
     def num_observations(self) -> int:
@@ -96,11 +110,11 @@ class LatencyModel:
         Raises:
             KeyError: a profile that the model was not made for.
         """
-        return self._predict(self._columns.features(load))
+        return self._pace * self._predict(self._columns.features(load))
 
     def prompt_token_ms(self, profile: str) -> float:
         """Predicted milliseconds that one more prompt token adds to a step."""
-        return self._fit.coefficients[self._columns.column("prefill", profile)]
+        return self._pace * self._fit.coefficients[self._columns.column("prefill", profile)]
 
     def observe(self, load: StepLoad, measured_ms: float) -> None:
         """Learn from one step. Steps without work, and times that are not positive and finite, are ignored.
@@ -115,25 +129,27 @@ class LatencyModel:
             return
         self._steps += 1
         if len(self._cells):
-            measured_ms = self._judge(self._predict(features), measured_ms)
-        self._cells.add(self._columns.key(load), features, measured_ms, self._steps)
+            measured_ms = self._judge(self._pace * self._predict(features), measured_ms)
+        key = self._columns.key(load)
+        self._follow_pace(self._cells.get(key), features, measured_ms)
+        self._cells.add(key, features, measured_ms / self._pace, self._steps)
         if self._steps % (2 if self._steps <= WARM_UP else REFIT_STEPS) == 0 or self._steps == 1:
             self._fit.fit(self._cells, self._steps)
 
     def coefficients(self) -> dict[str, Any]:
         """Milliseconds: ``base`` per step, ``fixed`` per profile and step, the others per token."""
-        found = self._fit.coefficients
+        found = [self._pace * coefficient for coefficient in self._fit.coefficients]
         tables = {
             kind: {name: found[self._columns.column(kind, name)] for name in self.profiles} for kind in self._columns.first
         }
         return {"base": found[BASE], **tables, "context": found[self._columns.context]}
 
     def to_json(self) -> dict[str, Any]:
-        """Everything that the model knows, for ``restore``."""
+        """Everything that the model knows, for ``restore``; but the pace, which is of now."""
         return {
             "format": FORMAT,
             "profiles": list(self.profiles),
-            "average_bits": list(self._bits),
+            "average_bits": list(self.bits),
             "coefficients": list(self._fit.coefficients),
             "steps": self._steps,
             "mean_error": self._error,
@@ -155,7 +171,7 @@ class LatencyModel:
             ) from error
 
     def _restore(self, document: Any) -> None:
-        expected = {"format": FORMAT, "profiles": list(self.profiles), "average_bits": self._bits}
+        expected = {"format": FORMAT, "profiles": list(self.profiles), "average_bits": list(self.bits)}
         found = {key: document[key] for key in expected}
         if found != expected:
             raise ValueError(f"it describes {found}; expected is {expected}")
@@ -170,10 +186,21 @@ class LatencyModel:
         cells = StepCells.of(document["cells"], len(self._columns), steps)
         self._fit.coefficients[:] = coefficients
         self._cells, self._steps, self._error, self._bias = cells, steps, error, float(bias)
+        self._pace = 1.0
 
     def _predict(self, features: Mapping[int, float]) -> float:
         coefficients = self._fit.coefficients
         return sum(coefficients[column] * value for column, value in features.items())
+
+    def _follow_pace(self, cell: Cell | None, features: Mapping[int, float], measured_ms: float) -> None:
+        """Learn from a step like those of ``cell`` how fast the machine is now."""
+        if cell is None or cell.count < PACE_CELL_STEPS:
+            return
+        # The cell tells how long steps like this one take, and the fit what their difference in work makes of it.
+        mean = self._predict(cell.features)
+        expected = cell.ms * (self._predict(features) / mean if mean > 0 else 1.0)
+        ratio = min(max(measured_ms / expected, 1 / MAX_PACE_STEP), MAX_PACE_STEP)
+        self._pace += (ratio - self._pace) / PACE_STEPS
 
     def _judge(self, predicted: float, measured: float) -> float:
         """Score a prediction; ``measured``, moved towards it if it is an outlier."""

@@ -1,6 +1,6 @@
 """What an engine is doing: the whole of it at one moment, and the work of one step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -22,6 +22,9 @@ class Load:
 
     following: Mapping[str, int] = field(default_factory=dict)
     """Those of ``running`` that would go to another profile with the request that is looked at."""
+
+    lives: Sequence[tuple[float, float]] = ()
+    """(output tokens after the first, milliseconds since the first) of each of ``following`` that decodes."""
 
 
 @dataclass(frozen=True)

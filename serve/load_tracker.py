@@ -4,10 +4,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 
-from matgptq_vllm.core.precision import FOLLOW_BLOCK
 from serve.flight import Flight
 from serve.load import Load, StepLoad
 from serve.step_observer import StepRecord
+
+UNCLEAR_STEPS = 4
+"""Steps after a change of which it is not known whether they came before it: some were under way or on the way here, and a
+request whose prompt was being computed changes after it."""
 
 FRESH_S = 1.0
 """How long the engine's last word about its queue counts; an idle engine says nothing."""
@@ -28,6 +31,7 @@ class LoadTracker:
         self._clock = clock
         self._flights: dict[Flight, None] = {}
         self._unclear = 0
+        self._progress = 0.0
         self._last: StepRecord | None = None
         self._last_at = float("-inf")
         self._listeners: list[Callable[[StepLoad, float], None]] = []
@@ -46,10 +50,10 @@ class LoadTracker:
                 self._when_idle()
 
     def change(self, flights: Iterable[Flight], profile: str) -> None:
-        """These requests go to ``profile``, each at its next block: until all have, no step teaches anything."""
+        """These requests go to ``profile``: until all surely have, no step teaches anything."""
         for flight in flights:
             flight.profile = profile
-        self._unclear = FOLLOW_BLOCK
+        self._unclear = UNCLEAR_STEPS
 
     def on_step(self, listener: Callable[[StepLoad, float], None]) -> None:
         """Call ``listener(load, milliseconds)`` after every step whose duration is known."""
@@ -61,6 +65,13 @@ class LoadTracker:
         running = self._running()
         for flight in running:
             flight.produce(record.generation_tokens / len(running))
+        decoding = record.continued + record.started
+        # Equal shares of all in flight would be too few tokens: some have no token yet, others have all theirs.
+        self._progress += record.generation_tokens / max(1, decoding)
+        # Prompts are computed in order, so the oldest have the tokens.
+        for flight in running[:decoding]:
+            if flight.began is None:
+                flight.began = self._last_at, self._progress
         self._unclear = max(0, self._unclear - 1)
         if self.paused or self._unclear or record.duration_s is None or not record.exact or not running:
             return
@@ -72,13 +83,18 @@ class LoadTracker:
         """The present load; ``following`` in it are the requests that follow the class ``follows``, if given."""
         running = self._running()
         waiting = list(self._flights)[len(running) :]
-        followers = running if follows is not None else ()
+        followers = [flight for flight in running if follows is not None and flight.follows == follows]
         return Load(
             running=dict(Counter(flight.profile for flight in running)),
             waiting=len(waiting),
             prefill_tokens=sum(flight.prompt_tokens for flight in waiting),
             context_tokens=_context(running),
-            following=dict(Counter(flight.profile for flight in followers if flight.follows == follows)),
+            following=dict(Counter(flight.profile for flight in followers)),
+            lives=tuple(
+                (self._progress - flight.began[1], (self._last_at - flight.began[0]) * 1e3)
+                for flight in followers
+                if flight.began is not None
+            ),
         )
 
     def kv_cache_usage(self) -> float | None:

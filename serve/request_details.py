@@ -15,6 +15,9 @@ class EndedSequence:
     tpot_ms: float | None
     """Time per output token after the first; None if there was none."""
 
+    num_cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache."""
+
 
 @dataclass(frozen=True)
 class RequestDetails:

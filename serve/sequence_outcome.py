@@ -37,4 +37,5 @@ def observe_outcome(
     if details.ended is not None:
         seconds = sequence.time_per_output_token
         tpot_ms = None if seconds is None else seconds * 1000
-        details.ended(EndedSequence(sequence.num_prompt_tokens, sequence.num_generation_tokens, tpot_ms))
+        cached = sequence.num_cached_tokens or 0
+        details.ended(EndedSequence(sequence.num_prompt_tokens, sequence.num_generation_tokens, tpot_ms, cached))

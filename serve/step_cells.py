@@ -9,7 +9,10 @@ from serve.step_columns import BASE
 from serve.stored_numbers import count_of, numbers_of
 
 CELL_STEPS = 16
-"""Steps that a cell's mean remembers: short enough to follow drift, long enough to average noise."""
+"""Steps after which a cell counts in full."""
+
+MEMORY_STEPS = 128
+"""Steps that a cell's mean remembers. Changes of the machine's speed are followed faster (``serve.latency_model``)."""
 
 MAX_CELLS = 128
 """Cells kept; the one that has not been met for longest is dropped."""
@@ -37,7 +40,7 @@ class Cell:
     def add(self, features: Mapping[int, float], ms: float, step: int) -> None:
         """Take in one more step."""
         self.count += 1
-        rate = 1 / min(self.count, CELL_STEPS)
+        rate = 1 / min(self.count, MEMORY_STEPS)
         for column in self.features.keys() | features.keys():
             old = self.features.get(column, 0.0)
             self.features[column] = old + rate * (features.get(column, 0.0) - old)
@@ -61,6 +64,10 @@ class StepCells:
 
     def __iter__(self) -> Iterator[Cell]:
         return iter(self._cells.values())
+
+    def get(self, key: Key) -> Cell | None:
+        """What is known of steps like ``key``."""
+        return self._cells.get(key)
 
     def add(self, key: Key, features: dict[int, float], ms: float, step: int) -> None:
         """Take in step number ``step``."""

@@ -6,11 +6,11 @@ from itertools import pairwise
 from typing import Any
 
 from loadtests.simulation.engine import BLOCK_CPU, CPU, GPU, ROWS, WIDTHS, Hardware
-from loadtests.simulation.oracle import plan
+from loadtests.simulation.oracle import plan, spans_of
 from loadtests.simulation.policies import Controlled, Fixed, Plan, Run, serve
 from loadtests.simulation.trace import Arrival, Traffic, draw
 from serve.budget import Budget
-from serve.controller import HOLD_S
+from serve.hysteresis import HOLD_S
 
 TARGET_SHARE = 0.95
 """Share of requests that are to meet the budget; the oracle is asked for no more."""
@@ -100,7 +100,8 @@ def runs_of(
     runs = {f"fixed {width}": serve(trace, hardware, Fixed(width), seed) for width in WIDTHS}
     runs["controller"] = serve(trace, hardware, controlled, seed, elastic)
     if oracle:
-        planned = plan(trace, hardware, tpot_ms, seed, TARGET_SHARE, elastic, hold_s)
+        known = [spans_of(runs["controller"].levels, trace)]
+        planned = plan(trace, hardware, tpot_ms, seed, TARGET_SHARE, elastic, hold_s, known)
         runs["oracle"] = serve(trace, hardware, Plan(planned.starts_s, planned.widths), seed, elastic)
     return runs
 

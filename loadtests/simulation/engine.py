@@ -23,9 +23,6 @@ PAD = 4
 LUCK_STEPS = 4096
 """Steps whose noise is drawn at once."""
 
-BLOCK = 16
-"""Tokens: a running request changes its width where a block of so many begins (``matgptq_vllm.core.precision``)."""
-
 DRIFT = 0.05
 """Amplitude of the slow change of the machine's speed."""
 
@@ -159,11 +156,11 @@ class Engine:
     ends: list[tuple[int, int]] = field(default_factory=list)
     """Heap of (last step, number) of those that decode."""
 
-    follow: int | None = None
-    """Index in WIDTHS that running requests go to, each at its next block; None if they keep theirs."""
+    luck: list[float] = field(default_factory=list)
+    """Noise of the present LUCK_STEPS steps."""
 
-    turns: list[tuple[int, int]] = field(default_factory=list)
-    """Heap of (step, number): when a request may change."""
+    follow: int | None = None
+    """Index in WIDTHS that running requests go to, each after its prompt; None if they keep theirs."""
 
     def clone(self) -> "Engine":
         """A copy that can be run on its own."""
@@ -173,7 +170,6 @@ class Engine:
         twin.queue = deque([number, left] for number, left in self.queue)
         twin.requests = {number: copy.copy(served) for number, served in self.requests.items()}
         twin.ends = list(self.ends)
-        twin.turns = list(self.turns)
         return twin
 
     def submit(self, served: Served) -> None:
@@ -182,29 +178,13 @@ class Engine:
         self.queue.append([served.arrival.number, served.arrival.prompt_tokens])
 
     def change_all(self, width: int) -> None:
-        """All requests in flight go to the index ``width``, each where its next block begins after its prompt."""
+        """All requests in flight go to the index ``width`` with the next step; a prompt is computed before its request does."""
         if self.follow == width:
             return
         self.follow = width
-        self.turns = []
+        self.decode = [len(self.ends) if index == width else 0 for index in range(len(WIDTHS))]
         for _, number in self.ends:
-            self._turn(self.requests[number])
-
-    def _turn(self, served: Served) -> None:
-        """Note when ``served``, which decodes, may change, if it has to."""
-        if self.follow is None or served.width == self.follow:
-            return
-        computed = served.arrival.prompt_tokens + self.steps - served.first_step
-        heapq.heappush(self.turns, (self.steps + -computed % BLOCK, served.arrival.number))
-
-    def _change(self) -> None:
-        """Those that are due change."""
-        while self.turns and self.turns[0][0] <= self.steps:
-            served = self.requests.get(heapq.heappop(self.turns)[1])
-            if served is not None and self.follow is not None:
-                self.decode[served.width] -= 1
-                self.decode[self.follow] += 1
-                served.width = self.follow
+            self.requests[number].width = width
 
     def advance(
         self,
@@ -220,7 +200,6 @@ class Engine:
             self._step(on_finish, on_step)
 
     def _step(self, on_finish: Callable[[Served], None], on_step: Callable[[Step], None] | None) -> None:
-        self._change()
         hardware = self.hardware
         running = sum(self.decode)
         room = hardware.max_batched_tokens - running
@@ -238,7 +217,9 @@ class Engine:
                 ready.append(entry[0])
         ms = hardware.step_ms(self.decode, prefill, self.context, self.now_s)
         # Noise belongs to the number of the step, so that policies see the same luck as far as their steps agree.
-        ms *= _luck(hardware, self.seed, self.steps // LUCK_STEPS)[self.steps % LUCK_STEPS]
+        if not self.luck or self.steps % LUCK_STEPS == 0:
+            self.luck = _luck(hardware, self.seed, self.steps // LUCK_STEPS)
+        ms *= self.luck[self.steps % LUCK_STEPS]
         self.now_s += ms / 1e3
         self.steps += 1
         if on_step is not None:
@@ -258,10 +239,11 @@ class Engine:
             served = self.requests[number]
             served.first_s = self.now_s
             served.first_step = self.steps
+            if self.follow is not None:
+                served.width = self.follow
             self.decode[served.width] += 1
             self.context += served.arrival.prompt_tokens + 1
             heapq.heappush(self.ends, (self.steps + served.arrival.output_tokens - 1, number))
-            self._turn(served)
 
 
 @cache

@@ -5,12 +5,17 @@ or for a run of spans, plays what follows with the engine's own noise, and keeps
 
     sum of widths - price * requests that miss the budget
 
-The price is the lowest one found at which the plan meets the budget as often as asked. A trial is played only until the
-engine's state no longer depends on the change, or for HORIZON_S. The plan may be bound to the rule that every policy has to
-keep, no two switches in opposite directions within so many seconds; nothing else binds it. It is a lower bound of the best
-plan there is (climbing may stop early), and no policy without knowledge of the future can be expected to reach it.
+It starts from several plans: all at the widest, the widest single width that meets the budget often enough, and those that it
+is given, such as what the controller did on the same trace. A plan that misses too often climbs at rising prices until it does
+not; one that meets the budget often enough climbs at falling prices, spending the misses that are allowed. The widest plan
+found is the result. A trial is played only until the engine's state no longer depends on the change, or for HORIZON_S. The plan
+may be bound to the rule that every policy has to keep, no two switches in opposite directions within so many seconds; nothing
+else binds it. It is a lower bound of the best plan there is (climbing may stop early), and no policy without knowledge of the
+future can be expected to reach it.
 """
 
+import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,7 +34,10 @@ RUNS = (6, 2, 1)
 rule on switches holds."""
 
 PRICES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-"""Tried in this order, each from the plan of the last."""
+"""Tried in this order, each from the plan of the last, until the budget is met often enough."""
+
+SPENDING_PRICES = (8.0, 2.0)
+"""Tried in this order afterwards, with no more misses than are allowed."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +48,8 @@ class Planned:
     widths: list[int]
     """Indices in WIDTHS, for each span."""
 
-    price: float
-    """The price used; the last of PRICES if none suffices."""
+    met: float
+    """Share of the requests that meet the budget under it."""
 
 
 def plan(
@@ -52,45 +60,92 @@ def plan(
     target: float,
     elastic: bool = False,
     hold_s: float = 0.0,
+    known: Sequence[Sequence[int]] = (),
 ) -> Planned:
-    """The widest plan found under which at least the share ``target`` of the requests meets ``tpot_ms``.
+    """The widest plan found under which at least the share ``target`` of the requests meets ``tpot_ms``; the one that meets it
+    most often if there is none.
 
     Args:
         hold_s: least time between switches in opposite directions.
+        known: plans to start from too: for each span an index in WIDTHS. Those that break the rule on switches are left out.
     """
-    search = _Search(trace, hardware, tpot_ms, seed, elastic, hold_s)
-    price = PRICES[0]
-    for price in PRICES:
-        search.climb(price)
-        if search.share_met() >= target:
+    count = num_spans(trace)
+    searches = [_Search(trace, hardware, tpot_ms, seed, elastic, hold_s, [len(WIDTHS) - 1] * count)]
+    for index in reversed(range(len(WIDTHS) - 1)):
+        fixed = _Search(trace, hardware, tpot_ms, seed, elastic, hold_s, [index] * count)
+        if fixed.share_met() >= target:
+            searches.append(fixed)
             break
-    return Planned([index * SPAN_S for index in range(len(search.widths))], list(search.widths), price)
+    searches += [_Search(trace, hardware, tpot_ms, seed, elastic, hold_s, widths) for widths in known]
+    allowed = int((1 - target) * len(trace) + 1e-9)
+    found = []
+    for search in searches:
+        if not search.steady(search.widths):
+            continue
+        for price in PRICES:
+            if search.num_missed() <= allowed:
+                break
+            search.climb(price)
+        if search.num_missed() <= allowed:
+            for price in SPENDING_PRICES:
+                search.climb(price, allowed)
+        found.append(search)
+    best = max(found, key=lambda search: (min(search.share_met(), target), search.width()))
+    return Planned([index * SPAN_S for index in range(count)], list(best.widths), best.share_met())
+
+
+def spans_of(levels: Sequence[tuple[float, int]], trace: Sequence[Arrival]) -> list[int]:
+    """The plan that is nearest to (seconds, index in WIDTHS) looks of a policy: each span has the level at its beginning."""
+    times = [at_s for at_s, _ in levels]
+    found = []
+    for index in range(num_spans(trace)):
+        found.append(levels[max(0, bisect_right(times, index * SPAN_S) - 1)][1])
+    return found
+
+
+def num_spans(trace: Sequence[Arrival]) -> int:
+    """Into how many spans the oracle cuts ``trace``."""
+    return int(trace[-1].at_s // SPAN_S) + 1
 
 
 class _Search:
     """A plan and, for every span, the engine at its beginning under that plan."""
 
     def __init__(
-        self, trace: Sequence[Arrival], hardware: Hardware, tpot_ms: float, seed: int, elastic: bool, hold_s: float
+        self,
+        trace: Sequence[Arrival],
+        hardware: Hardware,
+        tpot_ms: float,
+        seed: int,
+        elastic: bool,
+        hold_s: float,
+        widths: Sequence[int],
     ) -> None:
         self.elastic = elastic
         self.hold_s = hold_s
         self.tpot_ms = tpot_ms
-        count = int(trace[-1].at_s // SPAN_S) + 1
-        self.spans: list[list[Arrival]] = [[] for _ in range(count)]
+        self.spans: list[list[Arrival]] = [[] for _ in range(num_spans(trace))]
         for arrival in trace:
             self.spans[int(arrival.at_s // SPAN_S)].append(arrival)
-        self.widths = [len(WIDTHS) - 1] * count
+        self.widths = list(widths)
         self.engines: list[Engine] = [Engine(hardware, seed)]
         self.missed: list[set[int]] = []
+        self.played: dict[tuple[int, bytes, bytes], int] = {}
         self.total = len(trace)
         self._replay(0)
 
     def share_met(self) -> float:
-        return 1 - sum(map(len, self.missed)) / self.total
+        return 1 - self.num_missed() / self.total
 
-    def climb(self, price: float) -> None:
-        """Improve the plan until a whole round finds nothing."""
+    def num_missed(self) -> int:
+        return sum(map(len, self.missed))
+
+    def width(self) -> int:
+        """Sum over the requests."""
+        return sum(len(span) * WIDTHS[width] for span, width in zip(self.spans, self.widths, strict=True))
+
+    def climb(self, price: float, allowed: float = math.inf) -> None:
+        """Improve the plan, with at most ``allowed`` misses in all, until a whole round finds nothing."""
         improved = True
         rounds = 0
         while improved and rounds < 3:
@@ -98,27 +153,33 @@ class _Search:
             rounds += 1
             for run in RUNS:
                 for first in range(0, len(self.widths), max(1, run // 2)):
-                    improved |= self._improve(first, min(first + run, len(self.widths)), price)
+                    improved |= self._improve(first, min(first + run, len(self.widths)), price, allowed)
 
-    def _improve(self, first: int, end: int, price: float) -> bool:
+    def _improve(self, first: int, end: int, price: float, allowed: float) -> bool:
         until = min(len(self.spans), end + int(HORIZON_S / SPAN_S))
-        before = self._value(self._play(self.widths[first:until], first, until), self.widths, first, until, price)
-        best, best_widths = before + 1e-9, None
+        missed_before, total = self._play(self.widths[first:until], first, until), self.num_missed()
+        best, best_widths = self._value(missed_before, self.widths, first, until, price) + 1e-9, None
         for width in range(len(WIDTHS)):
             widths = list(self.widths)
             widths[first:end] = [width] * (end - first)
-            if widths == self.widths or not self._steady(widths):
+            if widths == self.widths or not self.steady(widths):
                 continue
-            value = self._value(self._play(widths[first:until], first, until), widths, first, until, price)
-            if value > best:
+            missed = self._play(widths[first:until], first, until)
+            value = self._value(missed, widths, first, until, price)
+            if value > best and total + missed - missed_before <= allowed:
                 best, best_widths = value, widths
         if best_widths is None:
             return False
-        self.widths = best_widths
+        before, self.widths = self.widths, best_widths
         self._replay(first)
+        if self.num_missed() > allowed:
+            # What the trial's horizon did not show.
+            self.widths = before
+            self._replay(first)
+            return False
         return True
 
-    def _steady(self, widths: Sequence[int]) -> bool:
+    def steady(self, widths: Sequence[int]) -> bool:
         """Whether no two switches in opposite directions are too close."""
         switches = [(index, after > before) for index, (before, after) in enumerate(pairwise(widths)) if after != before]
         return all(
@@ -132,6 +193,13 @@ class _Search:
     def _play(self, widths: Sequence[int], first: int, until: int) -> int:
         """Misses among the requests in flight from span ``first`` to ``until``; those unfinished then are judged by their
         pace so far."""
+        # What was HORIZON_S before does not matter any more, as in every trial. Most trials of a round are those of the last.
+        key = (first, bytes(self.widths[max(0, first - int(HORIZON_S / SPAN_S)) : first]), bytes(widths))
+        if key not in self.played:
+            self.played[key] = self._play_anew(widths, first, until)
+        return self.played[key]
+
+    def _play_anew(self, widths: Sequence[int], first: int, until: int) -> int:
         engine = self.engines[first].clone()
         missed = 0
 

@@ -48,7 +48,13 @@ class Plan(Fixed):
         self._starts, self._widths = list(starts_s), list(widths)
 
     def choose(self, arrival: Arrival, engine: Engine) -> tuple[int, object]:
-        return self._widths[max(0, bisect.bisect_right(self._starts, arrival.at_s) - 1)], None
+        return self._at(arrival.at_s), None
+
+    def review(self, now_s: float, engine: Engine) -> int | None:
+        return self._at(now_s)
+
+    def _at(self, now_s: float) -> int:
+        return self._widths[max(0, bisect.bisect_right(self._starts, now_s) - 1)]
 
 
 class Controlled(Fixed):
@@ -94,6 +100,7 @@ class Controlled(Fixed):
             prefill_tokens=sum(left for _, left in engine.queue),
             context_tokens=engine.context,
             following=running if self.elastic else {},
+            lives=[_life(engine, number) for _, number in engine.ends] if self.elastic else (),
         )
 
     def step(self, step: Step) -> None:
@@ -101,10 +108,17 @@ class Controlled(Fixed):
 
     def finished(self, served: Served) -> None:
         self.now_s = served.finished_s
-        self.controller.finished(served.decision, served.arrival.output_tokens, served.tpot_ms)  # type: ignore[arg-type]
+        arrival = served.arrival
+        self.controller.finished(served.decision, arrival.output_tokens, served.tpot_ms, arrival.prompt_tokens)  # type: ignore[arg-type]
 
     def _observe(self, decode: Sequence[int], prefill: Sequence[int], context: int, ms: float) -> None:
         self.model.observe(StepLoad(_named(decode), _named(prefill), context), ms)
+
+
+def _life(engine: Engine, number: int) -> tuple[float, float]:
+    """(tokens after the first, milliseconds since the first) of a request that decodes."""
+    served = engine.requests[number]
+    return engine.steps - served.first_step, (engine.now_s - served.first_s) * 1e3
 
 
 def _named(counts: Sequence[int]) -> dict[str, int]:

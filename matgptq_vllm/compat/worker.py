@@ -103,7 +103,7 @@ class MatGPTQWorker(_PlatformWorker):
         }
 
     def matgptq_follow(self, levels: dict[str, str | None]) -> None:
-        """Running requests of these groups go to these profiles, each at its next block (``collective_rpc``)."""
+        """Running requests of these groups go to these profiles, each after its prompt (``collective_rpc``)."""
         self.precision_state.follow(levels)
 
     def matgptq_shrink(self, max_width: int) -> dict[str, Any]:

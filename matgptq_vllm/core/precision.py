@@ -31,9 +31,6 @@ GROUP_KEY = "precision_group"
 """Key, in the same place, of the group of requests whose profile follows the replica's load while they run. The server alone
 writes it; a request without it keeps its profile."""
 
-FOLLOW_BLOCK = 16
-"""Tokens: a running request changes its profile only where a block of so many begins. KV blocks are multiples of it."""
-
 SALT_PREFIX = f"{XARGS_KEY}="
 """How the ``cache_salt`` of a prompt begins that names a profile where ``extra_args`` do not reach: in vLLM's beam search."""
 

@@ -1,14 +1,13 @@
 """Followers: running requests whose profile follows the level of a group, and when each of them changes.
 
 A request computes its whole prompt at the profile that it was admitted at, so that what the prefix cache keeps of it belongs
-to that profile. After its prompt it changes where a block of FOLLOW_BLOCK tokens begins: a step writes the keys and values of
-the token it reads, so such a block holds those of one profile only.
+to that profile. After its prompt it changes with the next step, wherever that is in a block: the blocks after its prompt are
+its own (``compat.scheduler`` hashes them with its id), so no other request can come upon one that holds two profiles. All of a
+group change together, but for those that compute their prompts: a step that reads two widths is slower than one at either.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-from matgptq_vllm.core.precision import FOLLOW_BLOCK
 
 
 @dataclass(slots=True)
@@ -19,8 +18,6 @@ class _Member:
 
     profile: int
     num_prompt_tokens: int
-    block: int | None = None
-    """Block in which it was when its change was first seen."""
 
 
 class Followers:
@@ -47,7 +44,7 @@ class Followers:
         member = self._members.get(req_id)
         if member is None:
             return profile
-        member.profile, member.block = member.admitted, None
+        member.profile = member.admitted
         self._judge(req_id)
         return member.profile
 
@@ -72,12 +69,7 @@ class Followers:
             member = self._members[req_id]
             if computed < member.num_prompt_tokens:
                 continue
-            block = computed // FOLLOW_BLOCK
-            # Steps of several tokens (speculative decoding) may pass over the first token of a block.
-            if computed % FOLLOW_BLOCK and (member.block is None or member.block == block):
-                member.block = block
-                continue
-            member.profile, member.block = self._levels[member.group], None
+            member.profile = self._levels[member.group]
             self._pending.discard(req_id)
             yield req_id, member.profile
 
@@ -85,6 +77,5 @@ class Followers:
         member = self._members[req_id]
         if self._levels.get(member.group, member.profile) == member.profile:
             self._pending.discard(req_id)
-            member.block = None
         else:
             self._pending.add(req_id)

@@ -62,7 +62,7 @@ class PrecisionState:
         return len(self._profile_of)
 
     def follow(self, levels: Mapping[str, str | None]) -> None:
-        """From now on the requests of these groups go to these profiles, each at its next block; None: the group is over.
+        """From now on the requests of these groups go to these profiles, each after its prompt; None: the group is over.
 
         Raises:
             InputError: a profile is not held; nothing is changed.

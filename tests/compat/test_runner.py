@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from matgptq_vllm.compat.runner import add_precision, requested_precision
-from matgptq_vllm.core.precision import FOLLOW_BLOCK, GROUP_KEY, XARGS_KEY, Catalogue
+from matgptq_vllm.core.precision import GROUP_KEY, XARGS_KEY, Catalogue
 from matgptq_vllm.engine.precision_state import PrecisionState
 from matgptq_vllm.engine.step_buffers import StepBuffers
 
@@ -58,16 +58,15 @@ def test_a_run_without_requests_reads_nothing_of_the_step_before() -> None:
     assert runner._dummy_run(1) == ([2], [0])
 
 
-def test_a_running_request_follows_its_group_from_a_block_on() -> None:
+def test_a_running_request_follows_its_group_with_the_next_step() -> None:
     catalogue = Catalogue(("2", "4", "8"), "8")
     buffers = StepBuffers(8, 3, catalogue.index(None), torch.device("cpu"))
     runner, state = Runner(buffers), PrecisionState(catalogue, buffers)
     add_precision(runner, state)
     runner.execute_model(step([new_request("a", "8", **{GROUP_KEY: "g"}), new_request("b", "8")]))
     state.follow({"g": "2"})
-    assert runner.execute_model(step((), {"a": FOLLOW_BLOCK - 1, "b": FOLLOW_BLOCK}))[:5] == [2, 2, 2, 2, 2]
     # Rows: two of b, three of a.
-    assert runner.execute_model(step((), {"a": FOLLOW_BLOCK, "b": FOLLOW_BLOCK + 1}))[:5] == [2, 2, 0, 0, 0]
+    assert runner.execute_model(step((), {"a": 7, "b": 9}))[:5] == [2, 2, 0, 0, 0]
 
 
 def test_parameters_of_either_kind_ask_for_a_precision() -> None:

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from matgptq_vllm.core.precision import FOLLOW_BLOCK
-
 from .replica_server import ROOT, engine_environment
 
 pytestmark = pytest.mark.engine
@@ -174,9 +172,9 @@ print(json.dumps({
 def test_a_running_request_follows_its_group_and_nobody_else_notices(profiled_parent: Path, runner: str) -> None:
     found = answer_of(run_engine(FOLLOWING, profiled_parent, runner))
     assert found["named"] == found["alone"]
-    # Told after a few tokens, it changes where the next block begins; its last token is computed by nobody.
+    # Told after a few tokens, it changes with the next step; its last token is computed by nobody.
     prompt, block = found["prompt"], 32
-    changes_at = -(-(prompt + 2) // FOLLOW_BLOCK) * FOLLOW_BLOCK
+    changes_at = prompt + 2
     assert found["gained"]["2"] == prompt + 40 - 1 - changes_at
     assert found["follows"][:12] == found["alone"]
     # Its prompt is in the cache for others at 8, what it wrote afterwards is not; the second time, all is.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from matgptq_vllm.core.precision import FOLLOW_BLOCK, Catalogue
+from matgptq_vllm.core.precision import Catalogue
 from matgptq_vllm.engine.precision_state import PrecisionState
 from matgptq_vllm.engine.step_buffers import StepBuffers
 
@@ -47,7 +47,7 @@ def test_requests_that_follow_a_wide_level_stay_within_the_limit(state: Precisio
     state.add_request("a", "2", "group", num_prompt_tokens=4)
     state.limit(4, WIDTHS)
     state.follow({"group": "8"})
-    state.advance(["a"], [FOLLOW_BLOCK])
+    state.advance(["a"], [4])
     assert step(state, buffers, "a")[0] == "4"
 
 

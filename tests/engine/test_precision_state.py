@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from matgptq_vllm.core.errors import InputError
-from matgptq_vllm.core.precision import FOLLOW_BLOCK, Catalogue
+from matgptq_vllm.core.precision import Catalogue
 from matgptq_vllm.engine.precision_state import PrecisionState
 from matgptq_vllm.engine.step_buffers import StepBuffers
 
@@ -66,7 +66,7 @@ def test_a_request_of_a_group_follows_it_and_every_other_request_keeps_its_profi
     state.add_request("follows", "8", "g", 4)
     state.add_request("named", "8")
     state.follow({"g": "2"})
-    state.advance(["named", "follows"], [FOLLOW_BLOCK, FOLLOW_BLOCK])
+    state.advance(["named", "follows"], [4, 4])
     state.write_step(["named", "follows"], np.array([1, 1], dtype=np.int32))
     assert buffer[:2].tolist() == [CATALOGUE.index("8"), CATALOGUE.index("2")]
     state.advance(["named", "follows"], [0, 0], ["named", "follows"])

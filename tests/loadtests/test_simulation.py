@@ -8,13 +8,12 @@ import pytest
 
 from loadtests.simulation.__main__ import main
 from loadtests.simulation.compare import SCENARIOS, TARGET_SHARE, outcome, switches_of
-from loadtests.simulation.engine import BLOCK, GPU, WIDTHS, Engine, Hardware, Served
-from loadtests.simulation.oracle import plan
+from loadtests.simulation.engine import GPU, WIDTHS, Engine, Hardware, Served
+from loadtests.simulation.oracle import SPAN_S, num_spans, plan, spans_of
 from loadtests.simulation.policies import Controlled, Fixed, Plan, serve
 from loadtests.simulation.trace import Arrival, Traffic, draw
-from matgptq_vllm.core.precision import FOLLOW_BLOCK
 from serve.budget import Budget
-from serve.controller import HOLD_S
+from serve.hysteresis import HOLD_S
 
 DOCUMENTED = json.loads((Path(__file__).parents[2] / "docs/results/budgets-simulation/results.json").read_text())
 
@@ -48,20 +47,18 @@ def test_every_request_is_served_whole_by_every_policy() -> None:
         assert sum(run.tokens) == sum(arrival.output_tokens - 1 for arrival in trace)
 
 
-def test_running_requests_change_at_their_next_block_after_the_prompt() -> None:
+def test_running_requests_change_together_each_after_its_prompt() -> None:
     engine = Engine(PLAIN, 0)
-    first = Served(Arrival(0, 0.0, 10, 100, False), 4)
-    engine.submit(first)
+    requests = [Served(Arrival(number, 0.0, prompt, 100, False), 4) for number, prompt in enumerate((10, 10, 3000))]
+    for served in requests:
+        engine.submit(served)
+    engine.advance(1e-9, lambda _: None)
     engine.change_all(0)
-    for _ in range(6):
+    assert [served.width for served in requests] == [0, 0, 4]
+    assert engine.decode == [2, 0, 0, 0, 0]
+    for _ in range(3):
         engine.advance(engine.now_s + 1e-9, lambda _: None)
-        assert first.width == 4
-    while first.width == 4:
-        engine.advance(engine.now_s + 1e-9, lambda _: None)
-    # The step that computes the 17th token is the first at the other width.
-    assert first.arrival.prompt_tokens + engine.steps - 1 - first.first_step == BLOCK
-    assert (engine.decode[0], sum(engine.decode)) == (1, 1)
-    assert BLOCK == FOLLOW_BLOCK
+    assert engine.decode == [3, 0, 0, 0, 0]
 
 
 def test_an_oracle_that_is_bound_switches_no_faster_than_the_rule() -> None:
@@ -70,6 +67,26 @@ def test_an_oracle_that_is_bound_switches_no_faster_than_the_rule() -> None:
     switches = switches_of(list(zip(planned.starts_s, planned.widths, strict=True)))
     assert switches
     assert all(up == other or later - earlier >= HOLD_S for (earlier, up), (later, other) in pairwise(switches))
+
+
+def test_a_plan_is_served_as_the_oracle_played_it() -> None:
+    trace = draw(Traffic(6.0, calm_s=3, burst_s=3, output_tokens=60), 14, 1)
+    planned = plan(trace, GPU, 14.0, 1, 0.95, elastic=True, hold_s=HOLD_S)
+    run = serve(trace, GPU, Plan(planned.starts_s, planned.widths), 1, elastic=True)
+    assert outcome(run, 14.0).met == planned.met
+    assert spans_of(run.levels, trace) == planned.widths
+
+
+def test_the_oracle_is_no_narrower_than_a_plan_that_it_knows() -> None:
+    trace = draw(Traffic(6.0, calm_s=3, burst_s=3, output_tokens=60), 14, 1)
+    known = [4] * 2 + [3] * (num_spans(trace) - 2)
+    for tpot_ms in (14.0, 18.0):
+        planned = plan(trace, GPU, tpot_ms, 1, 0.8, elastic=True, known=[known])
+        counts = [sum(int(arrival.at_s // SPAN_S) == index for arrival in trace) for index in range(len(known))]
+        found, given = (sum(map(int.__mul__, counts, (WIDTHS[w] for w in widths))) for widths in (planned.widths, known))
+        met = outcome(serve(trace, GPU, Plan(planned.starts_s, known), 1, elastic=True), tpot_ms).met
+        assert planned.met >= 0.8
+        assert met < 0.8 or found >= given
 
 
 def test_copies_of_an_engine_run_alike() -> None:

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from matgptq_vllm.core.errors import InputError
 from serve.budget import Budget
-from serve.controller import HOLD_S, MARGIN, TPOT_GRID, TTFT_GRID, Controller
+from serve.controller import MARGIN, TPOT_GRID, TTFT_GRID, Controller
+from serve.hysteresis import HOLD_S
 from serve.latency_model import LatencyModel
 from serve.load import Load, StepLoad
 
@@ -56,8 +57,8 @@ class Bench:
         (30, "8", "budget"),
         (12, "6", "budget"),
         (9, "4", "budget"),
-        (7.5, "3", "budget"),
-        (6, "2", "budget"),
+        (7.2, "3", "budget"),
+        (5.5, "2", "budget"),
         (1, "2", "best-effort"),
     ],
 )
@@ -184,7 +185,7 @@ def test_classes_are_bounded_whatever_budgets_clients_send() -> None:
     bench = Bench()
     for index in range(300):
         bench.decide(Budget(20 + index * 1e-4, 1e7 / (index + 1)))
-    assert len(bench.controller._classes) < 200
+    assert len(bench.controller._levels) < 200
 
 
 EVENTS = st.lists(

@@ -5,8 +5,9 @@ import asyncio
 import pytest
 
 from serve.budget import Budget
-from serve.controller import HOLD_S, Controller
+from serve.controller import Controller
 from serve.following import MAX_GROUPS, PERIOD_S, Following
+from serve.hysteresis import HOLD_S
 from serve.latency_model import LatencyModel
 from serve.load import Load, StepLoad
 from serve.load_tracker import LoadTracker

@@ -87,6 +87,19 @@ def test_a_slower_machine_is_followed() -> None:
     assert error(model, speed=0.7) < 0.06
 
 
+def test_a_change_of_the_machines_pace_is_one_of_the_profiles_that_do_not_run_too() -> None:
+    randomness = random.Random(3)
+    model = swept()
+    for speed in (1.0, 0.9):
+        for _ in range(600):
+            load = StepLoad({"8": randomness.randint(5, 12)}, {}, 500)
+            model.observe(load, milliseconds(load, speed) * randomness.gauss(1, 0.04))
+    for name in ("2", "4"):
+        load = StepLoad({name: 8}, {}, 300)
+        assert model.step_ms(load) == pytest.approx(milliseconds(load, 0.9), rel=0.04)
+        assert model.step_ms(load) > 1.04 * milliseconds(load)
+
+
 def test_an_hour_of_small_batches_does_not_spoil_large_ones() -> None:
     model = swept()
     live(model, 1000)

@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
-from matgptq_vllm.core.precision import FOLLOW_BLOCK
+import pytest
+
 from serve.load import Load, StepLoad
-from serve.load_tracker import FRESH_S, LoadTracker
+from serve.load_tracker import FRESH_S, UNCLEAR_STEPS, LoadTracker
 from serve.step_observer import StepRecord
 
 STEP = StepRecord(
@@ -93,11 +94,22 @@ def test_only_requests_of_the_class_asked_about_follow():
     assert tracker.load("a").running == {"8": 1, "4": 2, "2": 1}
 
 
-def test_after_a_change_steps_teach_nothing_until_every_block_has_ended():
+def test_what_those_that_follow_have_written_and_how_long_it_took_is_told():
+    watch = Watch()
+    for follows in ("a", "a", None, "a"):
+        watch.tracker.begin("8", 10, follows)
+    # The last one's prompt is not computed.
+    for watch.now in (1.0, 1.1, 1.2):
+        watch.tracker.observe(replace(STEP, continued=3, generation_tokens=3))
+    assert watch.tracker.load("a").lives == ((2.0, pytest.approx(200.0)), (2.0, pytest.approx(200.0)))
+    assert watch.tracker.load().lives == ()
+
+
+def test_after_a_change_steps_teach_nothing_until_it_has_surely_come():
     watch = Watch()
     flights = [watch.tracker.begin("8", 1, "a"), watch.tracker.begin("8", 1)]
     watch.tracker.change(flights[:1], "2")
     assert watch.tracker.load().running == {"2": 1, "8": 1}
-    for _ in range(FOLLOW_BLOCK):
+    for _ in range(UNCLEAR_STEPS):
         watch.tracker.observe(STEP)
     assert [load.tokens for load, _ in watch.steps] == [{"2": 1.0, "8": 1.0}]
