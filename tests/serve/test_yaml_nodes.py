@@ -57,7 +57,9 @@ def test_a_text_that_would_grow_when_it_is_read_is_refused_at_once():
 
 @pytest.mark.parametrize("opening", ["[", "{a: ", "- "])
 def test_depth_is_bounded_without_recursion(opening):
-    assert f"nested more than {MAX_DEPTH} deep" in refused(opening * 50_000)
+    # Some releases of the parser have a limit of their own, which comes first for some texts.
+    said = refused(opening * 50_000)
+    assert f"nested more than {MAX_DEPTH} deep" in said or "exceeded maximum nesting depth" in said
     assert SOURCE.compose(("[" * MAX_DEPTH + "]" * MAX_DEPTH).encode()) is not None
 
 
