@@ -128,7 +128,8 @@ def _program_sums(
 
 
 @triton.constexpr_function
-def _alone(width):
+def alone(width):
+    """A replica's widths, if it held this one only."""
     return (width,)
 
 
@@ -432,7 +433,7 @@ def _gemm_kernel(
                 if only == WIDTHS[index]:
                     sums = _program_sums(
                         words, planes, scales, sum_widths, has, lane_rows, first_tile, units_k,
-                        k, stride_x, _alone(WIDTHS[index]), RULE, GROUP, EVEN_K, SPLIT, TILES_M, TILES_N, WARPS, DEPTH, PDL,
+                        k, stride_x, alone(WIDTHS[index]), RULE, GROUP, EVEN_K, SPLIT, TILES_M, TILES_N, WARPS, DEPTH, PDL,
                         CODE,
                     )  # fmt: skip
         parts = _as_tiles(sums, TILES_M, TILES_N, WARPS)

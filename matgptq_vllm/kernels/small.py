@@ -23,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
 from matgptq_vllm.core.slicing import SliceRule
 from matgptq_vllm.kernels.digits_ptx import SmallCode
-from matgptq_vllm.kernels.gemm import load_tile, readable, with_slot
+from matgptq_vllm.kernels.gemm import alone, load_tile, readable, with_slot
 from matgptq_vllm.kernels.gluon_names import barrier, let_next_start, wait_for_others
 from matgptq_vllm.kernels.lanes import bits_needed, factor, load_four, load_two
 from matgptq_vllm.kernels.layout import PLANE_WIDTHS, UNIT_N
@@ -43,11 +43,6 @@ from matgptq_vllm.kernels.small_x import (
     widths_of,
     words_for_lanes,
 )
-
-
-@triton.constexpr_function
-def _alone(width):
-    return (width,)
 
 
 @triton.constexpr_function
@@ -366,7 +361,7 @@ def _small_kernel(
             if only == WIDTHS[index]:
                 _compute(
                     x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, (), (), xs, pairs, x_scales,
-                    first, last, units_k, m, n, n_padded, k, stride_x, _alone(WIDTHS[index]), RULE, GROUP, HAS_BIAS, SPLIT,
+                    first, last, units_k, m, n, n_padded, k, stride_x, alone(WIDTHS[index]), RULE, GROUP, HAS_BIAS, SPLIT,
                     ROWS, TILES, SHARES, DEPTHS[index], ROOM, UNITS, EVEN, PDL, CODE,
                 )  # fmt: skip
     if SPLIT > 1:

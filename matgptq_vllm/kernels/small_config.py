@@ -78,8 +78,10 @@ def small_runs(device: torch.device, m: int, widths: Sequence[int], rule: SliceR
 
     Digits make narrow widths faster, but what else the replica holds is slower here than in kernels.gemm from 2 rows on.
     """
-    narrow = takes_digits(widths[0], rule)
-    return m <= (SMALL_TO if narrow and takes_digits(widths[-1], rule) else narrow) and wide_runs(device)
+    if not takes_digits(widths[0], rule):
+        return False
+    most = SMALL_TO if takes_digits(widths[-1], rule) else 1
+    return m <= most and wide_runs(device)
 
 
 @lru_cache(maxsize=4096)

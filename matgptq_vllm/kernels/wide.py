@@ -28,6 +28,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from matgptq_vllm.core.slicing import SliceRule
 from matgptq_vllm.kernels.arrange import Arranged
+from matgptq_vllm.kernels.gemm import with_slot
 from matgptq_vllm.kernels.gluon_names import barrier, let_next_start, wait_for_others
 from matgptq_vllm.kernels.lanes import bits_needed
 from matgptq_vllm.kernels.layout import PLANE_WIDTHS, UNIT_K, UNIT_N
@@ -115,12 +116,12 @@ def _tile_sums(
         for step in gl.static_range(STEPS):
             right = xs.index(slot * 2 + step % 2).permute((1, 0))
             product = warpgroup_mma(operands[step], right, sums[step // 2], is_async=True)
-            sums = _with(sums, step // 2, product)
+            sums = with_slot(sums, step // 2, product, TILES)
             if BLOCK_M >= 128 and step >= 1:
                 # Registers are short: the operand before this one gives its up.
                 waited = warpgroup_mma_wait(1, deps=sums + (operands[step],))
                 sums = _leading(waited, TILES)
-                operands = _with(operands, step, waited[TILES])
+                operands = with_slot(operands, step, waited[TILES], step + 1)
             if step + 1 < STEPS:
                 if step % 2 == 1:
                     words = unit_words(ring, slot, PART * TILES + step // 2 + 1, BITS)
@@ -147,16 +148,8 @@ def _tile_sums(
 
 
 @gluon.jit
-def _with(values, PLACE: gl.constexpr, value):
-    """The values, one of them replaced."""
-    result = ()
-    for index in gl.static_range(len(values)):
-        result = result + (value if index == PLACE else values[index],)
-    return result
-
-
-@gluon.jit
 def _leading(values, COUNT: gl.constexpr):
+    """The first COUNT of the values."""
     result = ()
     for index in gl.static_range(COUNT):
         result = result + (values[index],)

@@ -15,7 +15,7 @@ CAPABILITY_MAJOR = 9
 """Hopper: the only GPUs with its tensor core instructions (wgmma)."""
 
 WARPS = 4
-"""Of a warpgroup."""
+"""Of a warpgroup, which is who multiplies and who copies."""
 
 GROUPS = 2
 """Warpgroups of a program that multiply, each 64 * tiles outputs. One more brings what they need."""

@@ -3,8 +3,9 @@
 import triton
 from triton.experimental.gluon import language as gl
 
-WARPS = gl.constexpr(4)
-"""Of a warpgroup, which is who multiplies and who copies."""
+from matgptq_vllm.kernels import wide_config
+
+WARPS = gl.constexpr(wide_config.WARPS)
 
 
 @triton.constexpr_function
