@@ -27,7 +27,7 @@ MAX_LIVES = 16
 """Running requests that are judged one by one; of more, a sample stands for all."""
 
 REMEMBERED = 64
-"""Requests whose prompts the mean remembers."""
+"""Requests whose prompts a mean remembers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +63,14 @@ class Forecast:
         self._arrivals = ArrivalRate(clock)
         self._max_running = max_running
         self._max_batched = max_batched_tokens
-        self._prompts = 0
-        self._prompt_tokens = 0.0
-        self._computed_prompts = 0
-        self._computed_tokens = 0.0
+        self._guessed = _RecentMean()
+        self._computed = _RecentMean()
         self._lengths = OutputLengths()
 
     def arrived(self, prompt_tokens: int) -> None:
         """A request arrives now."""
         self._arrivals.arrived()
-        self._prompts += 1
-        self._prompt_tokens += (prompt_tokens - self._prompt_tokens) / min(self._prompts, REMEMBERED)
+        self._guessed.add(prompt_tokens)
 
     def ended(self, output_tokens: int, prompt_tokens: int | None) -> None:
         """A request has ended.
@@ -82,8 +79,7 @@ class Forecast:
             prompt_tokens: computed for it; None if not known.
         """
         if prompt_tokens is not None:
-            self._computed_prompts += 1
-            self._computed_tokens += (prompt_tokens - self._computed_tokens) / min(self._computed_prompts, REMEMBERED)
+            self._computed.add(prompt_tokens)
         self._lengths.ended(output_tokens)
 
     def rates(self, factor: float = 1.0) -> Rates:
@@ -107,7 +103,7 @@ class Forecast:
     def ttft(self, profile: str, load: Load, prompt_tokens: int) -> float:
         """Milliseconds until the prompts before it and its own are computed, and, if the engine is full, until it may start."""
         running = _together(load, profile)
-        factor = self._prompt / self._prompt_tokens if self._prompt_tokens else 1.0
+        factor = self._prompt / self._guessed.value if self._guessed.value else 1.0
         prompts = (load.prefill_tokens + prompt_tokens) * factor
         steps = math.ceil(prompts / self._max_batched) or 1
         step = self._model.step_ms(StepLoad(running, {profile: prompts / steps}, load.context_tokens))
@@ -148,7 +144,7 @@ class Forecast:
             new=self._lengths.left(0.0),
             mean_tokens=self._lengths.mean_with([tokens for tokens, _ in sample], count),
             ends_per_step=self._lengths.ends_per_step,
-            prompts_waiting=(load.prefill_tokens + prompt_tokens) / (self._prompt_tokens or 1.0),
+            prompts_waiting=(load.prefill_tokens + prompt_tokens) / (self._guessed.value or 1.0),
             max_running=self._max_running,
         )
 
@@ -167,7 +163,7 @@ class Forecast:
     @property
     def _prompt(self) -> float:
         """Prompt tokens that are computed for a request. At arrival they are guessed from its size, and wrong by a factor."""
-        return self._computed_tokens if self._computed_prompts else self._prompt_tokens
+        return self._computed.value if self._computed.count else self._guessed.value
 
     @property
     def _context(self) -> float:
@@ -208,6 +204,18 @@ class Forecast:
     def _prompt_share(self, profile: str, rate: float) -> float:
         """Share of time that the prompts of those who come take: they make the steps of the others longer."""
         return min(rate * self._prompt * self._model.prompt_token_ms(profile), MAX_PROMPT_SHARE)
+
+
+@dataclass
+class _RecentMean:
+    """Mean of what was added, of late."""
+
+    count: int = 0
+    value: float = 0.0
+
+    def add(self, value: float) -> None:
+        self.count += 1
+        self.value += (value - self.value) / min(self.count, REMEMBERED)
 
 
 def _others(load: Load, profile: str) -> dict[str, float]:
