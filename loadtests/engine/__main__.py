@@ -19,7 +19,7 @@ from loadtests.engine import plot, processes, report
 from loadtests.engine.folders import write_parent, write_peer
 from loadtests.engine.measure import Plan
 from loadtests.engine.shapes import SHAPES, Shape
-from loadtests.engine.variants import OURS, PEERS, VARIANTS, precisions
+from loadtests.engine.variants import PEERS, VARIANTS, precisions
 from matgptq_vllm.core.errors import InputError
 from matgptq_vllm.core.parent import SLICE_RULE_NAMES
 from matgptq_vllm.core.precision import check_width
@@ -65,10 +65,10 @@ def _results(out: Path, plan: Plan) -> list[dict[str, Any]]:
 
 
 def _write_folder(shape: Shape, variant: str, rule: str, folder: Path) -> None:
-    if variant == OURS:
-        write_parent(shape, rule, folder)
-    else:
+    if variant in PEERS:
         write_peer(shape, PEERS[variant].bits, folder)
+    else:
+        write_parent(shape, rule, folder)
 
 
 def _plan(variant: str, given: argparse.Namespace) -> Plan:

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar
 
-from loadtests.engine.variants import OURS, PEERS, precisions
+from loadtests.engine.variants import OURS_BY_WIDTH, PEERS, precisions
 from matgptq_vllm.core.precision import XARGS_KEY, uniform_width
 from matgptq_vllm.core.replica import ReplicaOptions
 
@@ -115,7 +115,7 @@ def measure(plan: Plan, wait: Callable[[], None]) -> dict[str, Any]:
         outputs = engine.generate(prompts, params, use_tqdm=False)
         return time.perf_counter() - begin, outputs
 
-    for name in plan.widths if plan.variant == OURS else ("",):
+    for name in ("",) if plan.variant in PEERS else plan.widths:
         names = precisions(name) if name else None
 
         def generate(count: int, prompt_len: int, tokens: int, names: list[str] | None = names) -> float:
@@ -130,7 +130,7 @@ def measure(plan: Plan, wait: Callable[[], None]) -> dict[str, Any]:
         generate(max(plan.batches), plan.prompt_len, 2)
         generate(2, plan.prefill_len, 1)
         row = {
-            "name": f"{OURS} {name}" if name else plan.variant,
+            "name": f"{plan.variant} {name}" if name else plan.variant,
             "decode_ms": {
                 str(batch): decode_ms(generate, plan, batch) for batch in plan.batches if batch >= len(names or [""])
             },
@@ -153,9 +153,10 @@ def engine_options(plan: Plan) -> dict[str, Any]:
     if not plan.eager:
         # Graphs of the batches that are measured: capturing all sizes that vLLM would takes a good part of the start-up.
         options["compilation_config"] = {"cudagraph_capture_sizes": sorted(plan.batches)}
-    if plan.variant == OURS:
-        widths = [uniform_width(name) for mixed in plan.widths for name in precisions(mixed)]
-        replica = ReplicaOptions(max_width=max(width for width in widths if width is not None))
+    if plan.variant not in PEERS:
+        named = [uniform_width(name) for mixed in plan.widths for name in precisions(mixed)]
+        widths = sorted({width for width in named if width is not None})
+        replica = ReplicaOptions(max_width=widths[-1], graph_widths=tuple(widths) if plan.variant == OURS_BY_WIDTH else ())
         options |= {
             "worker_cls": "matgptq_vllm.compat.worker.MatGPTQWorker",
             "scheduler_cls": "matgptq_vllm.compat.scheduler.MatGPTQScheduler",

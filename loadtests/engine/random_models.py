@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from loadtests.engine.folders import GROUP_SIZE, hf_config, peer_config
 from loadtests.engine.shapes import SHAPES, Shape
-from loadtests.engine.variants import OURS, PEERS, VARIANTS
+from loadtests.engine.variants import OURS, PEERS
 from matgptq_vllm.core.checkpoint_writer import ParentWriter
 from matgptq_vllm.core.errors import MatGPTQError
 from matgptq_vllm.core.manifest import CONFIG_FILE, INDEX_FILE
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to create")
     parser.add_argument("--shape", choices=SHAPES, default="llama-8b", help="architecture (default: %(default)s)")
-    parser.add_argument("--variant", choices=VARIANTS, default=OURS, help="format (default: %(default)s)")
+    parser.add_argument("--variant", choices=(OURS, *PEERS), default=OURS, help="format (default: %(default)s)")
     parser.add_argument("--rule", choices=SLICE_RULE_NAMES, default="curved", help="slice rule (default: %(default)s)")
     given = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loadtests.engine.variants import OURS, OURS_BY_WIDTH
+
 Row = Mapping[str, Any]
 
 
@@ -24,13 +26,17 @@ class Target:
 
 
 FOUR_BIT = ("w4-machete", "w4-marlin")
-TARGETS = (
-    Target("ours 4", FOUR_BIT, 1.15, (1, 8, 32)),
-    Target("ours 4", FOUR_BIT, 1.0, (128, 256)),
-    Target("ours 8", ("w8-machete",), 1.0, (1, 8, 32, 128, 256)),
-    Target("ours 2", FOUR_BIT, 1.25, (1, 8)),
-    Target("ours mix48", ("ours 8",), 1 / 1.15, (8, 32, 128, 256)),
-    *(Target(f"ours {width}", ("bf16",), 0.95, None) for width in (2, 3, 4, 6, 8)),
+TARGETS = tuple(
+    target
+    for ours in (OURS, OURS_BY_WIDTH)
+    for target in (
+        Target(f"{ours} 4", FOUR_BIT, 1.15, (1, 8, 32)),
+        Target(f"{ours} 4", FOUR_BIT, 1.0, (128, 256)),
+        Target(f"{ours} 8", ("w8-machete",), 1.0, (1, 8, 32, 128, 256)),
+        Target(f"{ours} 2", FOUR_BIT, 1.25, (1, 8)),
+        Target(f"{ours} mix48", (f"{ours} 8",), 1 / 1.15, (8, 32, 128, 256)),
+        *(Target(f"{ours} {width}", ("bf16",), 0.95, None) for width in (2, 3, 4, 6, 8)),
+    )
 )
 
 

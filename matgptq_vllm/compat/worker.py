@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.config import set_current_vllm_config
 from vllm.platforms import current_platform
 
+from matgptq_vllm.compat.graphs import MAX_REQUESTS
 from matgptq_vllm.compat.replica import replica_of
 from matgptq_vllm.compat.runner import add_precision, runner_version
 from matgptq_vllm.compat.self_draft import drafts_itself
@@ -63,7 +64,7 @@ class MatGPTQWorker(_PlatformWorker):
         self._plane_bytes, self._scale_bytes, self._other_bytes = _resident_bytes(self.model_runner.get_model())
         # Before vLLM measures how much memory is free: the processes that compile take some while they run.
         quantization: Any = self.vllm_config.quant_config
-        quantization.compile_kernels(self.model_runner.get_model(), self.device, _logger.info)
+        quantization.compile_kernels(self.model_runner.get_model(), self.device, _logger.info, widths, MAX_REQUESTS)
 
     def reload_weights(self, *args: Any, weights_path: str | None = None, **kwargs: Any) -> None:
         """Read the weights again, as after sleep of level 2; UnsupportedError if they are to come from another parent."""

@@ -28,7 +28,7 @@ from matgptq_vllm.kernels.resident import resident_zeros
 ROWS = (1, 4, 8, 16, 32, 64, 128, 256, 511)
 """One number of rows for every configuration that products of fewer rows than ``dense_from`` have."""
 
-MAX_PROCESSES = 16
+MAX_PROCESSES = 32
 TIMEOUT_S = 600.0
 DIRECTORY_VARIABLE = "MATGPTQ_KERNEL_CACHE"
 
@@ -46,6 +46,8 @@ class LayerKind:
     dtype: str
     """Of activations, as torch names it."""
     scale_dtype: str
+    most_rows: int | None = None
+    """Of any product; None: any number."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,9 @@ def calls(kinds: Iterable[LayerKind], device: torch.device) -> list[Call]:
     result = []
     for kind in sorted(set(kinds), key=lambda kind: (-kind.n * kind.k, kind.n)):
         from_rows = tuning.dense_from(kind.n, kind.k, device)
+        if kind.most_rows is not None:
+            result += [Call(kind, rows, kind.widths[-1], False) for rows in ROWS if rows <= min(kind.most_rows, from_rows - 1)]
+            continue
         result += [Call(kind, rows, kind.widths[-1], False) for rows in ROWS if rows < from_rows]
         result += [Call(kind, from_rows, width, False) for width in kind.widths]
         if len(kind.widths) > 1:

@@ -1,7 +1,8 @@
 """MatGPTQConfig: what vLLM makes of a parent's ``quantization_config``, and which linear layers read slices."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -83,8 +84,14 @@ class MatGPTQConfig(QuantizationConfig):
             raise FormatError(f"{MANIFEST_FILE}: vLLM computes {members} as one layer, but the parent has only {held} of them")
         return MatGPTQLinearMethod(replica, members)
 
-    def compile_kernels(self, model: torch.nn.Module, device: torch.device, say: Callable[[str], None]) -> None:
-        """Have the kernels of all of a loaded model's layers compiled, where kernels run (``kernels.compile_ahead``)."""
+    def compile_kernels(
+        self, model: torch.nn.Module, device: torch.device, say: Callable[[str], None], alone: Sequence[int], most_alone: int
+    ) -> None:
+        """Have the kernels of all of a loaded model's layers compiled, where kernels run (``kernels.compile_ahead``).
+
+        Args:
+            alone: widths for which products of up to ``most_alone`` rows are launched that know no other width.
+        """
         kinds = [
             kind
             for layer in model.modules()
@@ -95,7 +102,8 @@ class MatGPTQConfig(QuantizationConfig):
             # Needs Triton, which a machine without a GPU may not have.
             from matgptq_vllm.kernels.compile_ahead import compile_ahead
 
-            compile_ahead(kinds, device, say)
+            narrowed = [replace(kind, widths=(width,), most_rows=most_alone) for kind in kinds for width in alone]
+            compile_ahead([*kinds, *narrowed], device, say)
 
     def _members(self, prefix: str) -> list[str]:
         """Checkpoint names of the layers that vLLM runs as the layer ``prefix``."""

@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("parent")
     parser.add_argument("--max-width", type=int, default=4)
     parser.add_argument("--eager", action="store_true", help="without CUDA graphs")
-    parser.add_argument("--gpu-memory-utilization", type=float, default=0.3)
+    parser.add_argument("--kv-cache-gib", type=float, default=1.0)
     options = parser.parse_args()
     llm = LLM(
         options.parent,
@@ -52,7 +52,8 @@ def main() -> None:
         scheduler_cls="matgptq_vllm.compat.scheduler.MatGPTQScheduler",
         enforce_eager=options.eager,
         max_model_len=512,
-        gpu_memory_utilization=options.gpu_memory_utilization,
+        gpu_memory_utilization=0.1,
+        kv_cache_memory_bytes=int(options.kv_cache_gib * 2**30),
     )
     narrow = tuple(width for width in WIDTHS if int(width) <= options.max_width)
     before = tokens(llm, WIDTHS)

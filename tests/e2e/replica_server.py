@@ -59,7 +59,8 @@ class ReplicaServer:
             *(sys.executable, "-m", "matgptq_vllm.cli", "serve", str(parent), "--host", "127.0.0.1"),
             *("--served-model-name", MODEL_NAME, "--dtype", "float32", "--max-model-len", "1024", "--block-size", "32"),
             *("--enforce-eager", "--distributed-executor-backend", "uni", "--enable-prompt-tokens-details"),
-            *("--gpu-memory-utilization", "0.2"),  # several servers run at a time
+            *("--gpu-memory-utilization", "0.1"),  # several servers run at a time
+            *(("--kv-cache-memory-bytes", str(1 << 28)) if torch.cuda.is_available() else ()),
             *(() if "--sweep-seconds" in arguments else ("--sweep-seconds", "0")),
             *arguments,
         ]

@@ -19,7 +19,8 @@ from vllm import LLM, SamplingParams
 from matgptq_vllm.core.replica import ReplicaOptions
 
 def answers(graph_widths, **options):
-    llm = LLM(sys.argv[1], dtype="bfloat16", max_model_len=256, max_num_seqs=64, gpu_memory_utilization=0.3,
+    llm = LLM(sys.argv[1], dtype="bfloat16", max_model_len=256, max_num_seqs=64,
+              gpu_memory_utilization=0.1, kv_cache_memory_bytes=1 << 30,
               worker_cls="matgptq_vllm.compat.worker.MatGPTQWorker",
               scheduler_cls="matgptq_vllm.compat.scheduler.MatGPTQScheduler",
               additional_config=ReplicaOptions(graph_widths=graph_widths).to_additional_config(), **options)

@@ -13,12 +13,16 @@ pytestmark = pytest.mark.engine
 
 PREAMBLE = """
 import json, sys
+import torch
 from vllm import LLM, SamplingParams
+
+# What vLLM finds free on a GPU would be wrong while other engines start beside this one.
+KV_CACHE = dict(kv_cache_memory_bytes=1 << 28) if torch.cuda.is_available() else {}
 
 def engine(directory, distributed_executor_backend="uni", **options):
     defaults = dict(dtype="float32", enforce_eager=True, max_model_len=512, max_num_seqs=16, disable_log_stats=True)
     return LLM(directory, block_size=32, distributed_executor_backend=distributed_executor_backend,
-               gpu_memory_utilization=0.2, **{**defaults, **options})
+               gpu_memory_utilization=0.1, **{**defaults, **KV_CACHE, **options})
 
 PRECISION = dict(worker_cls="matgptq_vllm.compat.worker.MatGPTQWorker",
                  scheduler_cls="matgptq_vllm.compat.scheduler.MatGPTQScheduler")

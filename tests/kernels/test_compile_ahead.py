@@ -24,6 +24,10 @@ of_small = [call for call in wanted if call.kind == small]
 found["each kind once"] = len(of_small) == len(set(of_small))
 found["every range of rows"] = {call.rows for call in of_small} == {*compile_ahead.ROWS, dense_from}
 found["every width of many rows"] = {call.width for call in of_small if call.rows == dense_from} == {2, 4}
+few = LayerKind(40, 136, (2,), -1, "curved", "bfloat16", "bfloat16", most_rows=64)
+found["no more rows than there are"] = [call.rows for call in compile_ahead.calls([few], device)] == [
+    rows for rows in compile_ahead.ROWS if rows <= 64
+]
 found["captured only with several widths"] = {call.kind for call in wanted if call.captured} == {small}
 
 # Fewer rows, for the interpreter.
@@ -58,5 +62,5 @@ def found(tmp_path_factory: pytest.TempPathFactory, run_kernels: Callable[..., N
 
 
 def test_every_kernel_that_steps_run_is_called_once_and_only_once_ever(found: dict[str, bool]) -> None:
-    assert len(found) == 9
+    assert len(found) == 10
     assert all(found.values()), found

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from serve.load_tracker import LoadTracker
-from serve.sweep import TOKENS, Sweep
+from serve.sweep import ROUNDS, TOKENS, Sweep
 
 
 class Engine:
@@ -26,15 +26,18 @@ class Engine:
             raise RuntimeError("engine")
 
 
-def test_every_profile_is_run_at_every_batch_size_that_fits():
+def test_every_profile_is_run_at_every_batch_size_that_fits_after_an_unobserved_one():
     engine = Engine()
     assert asyncio.run(Sweep(["2", "8"], 4, 60).run(engine.generate, engine.tracker))
-    warm_up, *rest = engine.asked
-    assert (warm_up[0], warm_up[2]) == ("8", {})
-    assert engine.paused == [True] + [False] * len(rest)
-    assert [(profile, running) for profile, tokens, running in rest if tokens == TOKENS] == [
+    unobserved = [asked[0] for asked, paused in zip(engine.asked, engine.paused, strict=True) if paused]
+    assert unobserved == ["8"] * (1 + 4)
+    assert engine.paused[:2] == [True, False]
+    assert engine.paused[3:7] == [True] * 4
+    once = [
         ("8", {"8": 1}), ("2", {"2": 1}), *[("8", {"8": 4})] * 4, *[("2", {"2": 4})] * 4,
     ]  # fmt: skip
+    observed = [(profile, running) for profile, tokens, running in engine.asked if tokens == TOKENS]
+    assert observed == once * ROUNDS
     assert engine.tracker.load().running == {}
 
 

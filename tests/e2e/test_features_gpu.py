@@ -1,0 +1,76 @@
+"""On a GPU, with the kernels and CUDA graphs: options of vLLM at several precisions in one batch answer as one precision does.
+
+tests/e2e/test_features and its neighbours ask the same in float32, which the kernels do not multiply. Here answers are in
+float16, so that kernels for other batch sizes round otherwise: answers may part, where two candidates are close.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from matgptq_vllm.core.replica import ReplicaOptions
+
+from .greedy import agree
+from .replica_server import ROOT, engine_environment
+from .test_features import COMMON
+from .test_llm_api import answer_of
+
+pytestmark = [pytest.mark.engine, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+OPTIONS: dict[str, dict] = {
+    "fp8 keys and values": {"kv_cache_dtype": "fp8"},
+    "n-gram drafts": {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}},
+    "short of blocks": {"num_gpu_blocks_override": 48, "max_num_seqs": 40},
+    "chunked prompts": {"max_num_batched_tokens": 64, "max_num_seqs": 16},
+    "graphs by width": {"additional_config": ReplicaOptions(graph_widths=(2, 3, 4, 6, 8)).to_additional_config()},
+}
+"""More arguments of the engine, by what they are."""
+
+SCRIPT = """
+import json, sys
+from vllm import LLM, SamplingParams
+
+if __name__ == "__main__":
+    options = json.loads(sys.argv[2])
+    llm = LLM(sys.argv[1], **{"dtype": "float16", "max_model_len": 256, "max_num_seqs": 64,
+              "gpu_memory_utilization": 0.1, "kv_cache_memory_bytes": 1 << 30,
+              "worker_cls": "matgptq_vllm.compat.worker.MatGPTQWorker",
+              "scheduler_cls": "matgptq_vllm.compat.scheduler.MatGPTQScheduler", **options})
+    # What is said twice is easy to draft.
+    some = [" ".join([prompt] * 2) for prompt in prompts(40, 20)]
+    widths = [WIDTHS[i % len(WIDTHS)] for i in range(len(some))]
+
+    def ask(rows):
+        asked = [params(widths[i], max_tokens=24, logprobs=2) for i in rows]
+        found = []
+        for output in llm.generate([some[i] for i in rows], asked, use_tqdm=False):
+            steps = output.outputs[0].logprobs
+            found.append({"tokens": list(output.outputs[0].token_ids),
+                          "top": [{str(token): value.logprob for token, value in step.items()} for step in steps]})
+        return found
+
+    mixed = ask(range(len(some)))
+    single = list(mixed)
+    for width in WIDTHS:
+        rows = [i for i, own in enumerate(widths) if own == width]
+        for i, answer in zip(rows, ask(rows)):
+            single[i] = answer
+    print(json.dumps({"mixed": mixed, "single": single}))
+"""
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_mixed_batches_answer_as_batches_of_one_precision(profiled_parent: Path, tmp_path: Path, name: str) -> None:
+    # Engines of several processes start from a file.
+    script = tmp_path / "features.py"
+    script.write_text(COMMON + SCRIPT)
+    command = [sys.executable, str(script), str(profiled_parent), json.dumps(OPTIONS[name])]
+    environment = {**engine_environment("v2"), "VLLM_LOGGING_LEVEL": "ERROR", "PYTHONPATH": str(ROOT)}
+    found = answer_of(subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=500))
+    pairs = zip(found["single"], found["mixed"], strict=True)
+    parted = [number for number, (one, other) in enumerate(pairs) if not agree(one, other)]
+    assert parted == []
