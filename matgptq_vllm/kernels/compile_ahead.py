@@ -29,6 +29,10 @@ ROWS = (1, 4, 8, 16, 32, 64, 128, 256, 511)
 """One number of rows for every configuration that products of fewer rows than ``dense_from`` have."""
 
 MAX_PROCESSES = 32
+
+PROCESS_BYTES = 1 << 30
+"""Memory of the GPU that a process takes while it compiles: CUDA's own, and a layer."""
+
 TIMEOUT_S = 600.0
 DIRECTORY_VARIABLE = "MATGPTQ_KERNEL_CACHE"
 
@@ -125,6 +129,8 @@ def compile_ahead(kinds: Iterable[LayerKind], device: torch.device, say: Callabl
 def _compile(wanted: list[Call], device: torch.device, say: Callable[[str], None]) -> bool:
     """Whether all processes did their part."""
     count = min(len(wanted), os.cpu_count() or 1, MAX_PROCESSES)
+    if device.type == "cuda":
+        count = max(1, min(count, torch.cuda.mem_get_info(device)[0] // PROCESS_BYTES))
     say(f"compiling kernels for {len(wanted)} products in {count} processes; later starts find them")
     begin = time.monotonic()
     parts = [json.dumps([asdict(call) for call in wanted[part::count]]) for part in range(count)]

@@ -147,9 +147,10 @@ def _of_datasheet(results: Results) -> str:
 
 
 def _failures(results: Results) -> list[str]:
+    """A line per layer and reason: time that runs out leaves out all that was to come."""
     labels = {competitor.key: competitor.label for competitor in ALL}
-    return [
-        f"{failure.model} {failure.layer}: {labels[failure.competitor]}"
-        f"{'' if failure.m is None else f' at M = {failure.m}'} not available: {failure.reason}"
-        for failure in results.failures
-    ]
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for failure in results.failures:
+        what = f"{labels[failure.competitor]}{'' if failure.m is None else f' at M = {failure.m}'}"
+        found.setdefault((failure.model, failure.layer, failure.reason), []).append(what)
+    return [f"{model} {layer}: {', '.join(what)} not available: {reason}" for (model, layer, reason), what in found.items()]
