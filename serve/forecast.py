@@ -146,6 +146,7 @@ class Forecast:
             ends_per_step=self._lengths.ends_per_step,
             prompts_waiting=(load.prefill_tokens + prompt_tokens) / (self._guessed.value or 1.0),
             max_running=self._max_running,
+            deviations=self._model.deviations(),
         )
 
     def likely_rates(self, levels: Sequence[float]) -> list[float]:

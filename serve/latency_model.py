@@ -20,6 +20,7 @@ from matgptq_vllm.core.errors import InputError
 from serve.load import StepLoad
 from serve.step_cells import Cell, StepCells
 from serve.step_columns import BASE, StepColumns
+from serve.step_errors import StepErrors
 from serve.step_fit import StepFit
 from serve.stored_numbers import count_of, is_number, numbers_of
 
@@ -41,11 +42,11 @@ REFIT_STEPS = 32
 ERROR_STEPS = 100
 """Steps that the mean error remembers."""
 
-PACE_STEPS = 64
+PACE_STEPS = 24
 """Steps that the pace remembers: fewer than a cell does, so that what all steps have in common is the pace."""
 
 PACE_CELL_STEPS = 8
-"""Steps after which a cell tells the pace."""
+"""Steps after which a cell tells the pace, and how far predictions are off."""
 
 MAX_PACE_STEP = 2.0
 """A step tells of no greater change of the pace."""
@@ -83,6 +84,7 @@ class LatencyModel:
         self._error = 0.0
         self._bias = 0.0
         self._pace = 1.0
+        self._errors = StepErrors()
 
     @property
     def num_observations(self) -> int:
@@ -98,6 +100,10 @@ class LatencyModel:
     def mean_bias(self) -> float:
         """As ``mean_error`` with its sign: positive if steps take longer than predicted."""
         return self._bias
+
+    def deviations(self) -> tuple[float, ...]:
+        """By how much of it the predicted time of 1, 2, 4, ... steps in a row is usually wrong."""
+        return self._errors.deviations()
 
     def seen(self, profile: str) -> bool:
         """Whether a remembered step computed ``profile``."""
@@ -128,10 +134,15 @@ class LatencyModel:
         if len(features) == 1:
             return
         self._steps += 1
-        if len(self._cells):
-            measured_ms = self._judge(self._pace * self._predict(features), measured_ms)
         key = self._columns.key(load)
-        self._follow_pace(self._cells.get(key), features, measured_ms)
+        cell = self._cells.get(key)
+        if len(self._cells):
+            predicted = self._pace * self._predict(features)
+            measured_ms = self._judge(predicted, measured_ms)
+            # Of work that is new, the error is that of knowing little, and passes.
+            if cell is not None and cell.count >= PACE_CELL_STEPS and predicted > 0:
+                self._errors.add(measured_ms / predicted - 1)
+        self._follow_pace(cell, features, measured_ms)
         self._cells.add(key, features, measured_ms / self._pace, self._steps)
         if self._steps % (2 if self._steps <= WARM_UP else REFIT_STEPS) == 0 or self._steps == 1:
             self._fit.fit(self._cells, self._steps)
@@ -145,7 +156,7 @@ class LatencyModel:
         return {"base": found[BASE], **tables, "context": found[self._columns.context]}
 
     def to_json(self) -> dict[str, Any]:
-        """Everything that the model knows, for ``restore``; but the pace, which is of now."""
+        """Everything that the model knows, for ``restore``; but the pace and its errors, which are of now."""
         return {
             "format": FORMAT,
             "profiles": list(self.profiles),
@@ -186,7 +197,7 @@ class LatencyModel:
         cells = StepCells.of(document["cells"], len(self._columns), steps)
         self._fit.coefficients[:] = coefficients
         self._cells, self._steps, self._error, self._bias = cells, steps, error, float(bias)
-        self._pace = 1.0
+        self._pace, self._errors = 1.0, StepErrors()
 
     def _predict(self, features: Mapping[int, float]) -> float:
         coefficients = self._fit.coefficients

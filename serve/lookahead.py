@@ -17,7 +17,7 @@ from serve.outlook import AHEAD_MS, Chance, Outlook, Plan, Scene
 LOOK_MS = 700.0
 """Until a decision can be changed: somewhat more than the time between two looks."""
 
-RATE_LEVELS = (0.5, 0.7)
+RATE_LEVELS = (0.5, 0.85)
 """Quantiles of the believed arrival rate: for staying, and for steps up."""
 
 DARK_NOISE = 2.0

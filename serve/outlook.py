@@ -30,7 +30,11 @@ MAX_PROMPT_SHARE = 0.9
 """Share of the engine's time that prompts are thought to take at most."""
 
 SPREAD = 0.04
-"""Standard deviation of a predicted pace, as a share of it, if it were known who comes."""
+"""Least standard deviation of a predicted pace, as a share of it, if it were known who comes."""
+
+ERROR_FACTOR = 1.6
+"""By which the errors that the latency model has measured count: bursts are rarer than what they were measured in, and one
+error makes all requests miss that run together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,8 @@ class Scene:
     """As a number of prompts of mean length."""
 
     max_running: float
+    deviations: Sequence[float]
+    """By how much of it the predicted time of 1, 2, 4, ... steps in a row is usually wrong; at least one."""
 
 
 @dataclass(frozen=True)
@@ -198,10 +204,12 @@ class Outlook:
         """
         if ms <= 0:
             return SPREAD
+        known = self._scene.deviations
+        error = ERROR_FACTOR * known[min(int(tokens).bit_length(), len(known)) - 1]
         most = cost.each * min(tokens, self._scene.mean_tokens)
         meanwhile = chance.rate * ms * (cost.prompt + most / math.sqrt(3)) ** 2
         before = chance.rate * min(after_ms, ms) * most**2 / 2
-        return math.sqrt(SPREAD**2 + chance.noise * (meanwhile + before) / ms**2)
+        return math.sqrt(max(SPREAD, error) ** 2 + chance.noise * (meanwhile + before) / ms**2)
 
 
 def _exceeds(pace: float, need: float, spread: float) -> float:

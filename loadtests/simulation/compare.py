@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from loadtests.simulation.engine import BLOCK_CPU, CPU, GPU, ROWS, WIDTHS, Hardware
+from loadtests.simulation.engine import BLOCK_CPU, CPU, GPU, ROWS, SHAKY_CPU, WIDTHS, Hardware
 from loadtests.simulation.oracle import plan, spans_of
 from loadtests.simulation.policies import Controlled, Fixed, Plan, Run, serve
 from loadtests.simulation.trace import Arrival, Traffic, draw
@@ -30,6 +30,7 @@ SCENARIOS = {
     "cpu": Scenario(CPU, Traffic(1.8, prompt_tokens=60, output_tokens=60), 60.0),
     "block": Scenario(BLOCK_CPU, Traffic(0.9, prompt_tokens=16, output_tokens=32), 95.0),
     "rows": Scenario(ROWS, Traffic(2.5, prompt_tokens=100), 21.0),
+    "shaky": Scenario(SHAKY_CPU, Traffic(0.8, prompt_tokens=16, output_tokens=32, same_lengths=True), 150.0),
 }
 
 

@@ -1,7 +1,8 @@
 """A simulated engine with continuous batching: every step decodes one token of each running sequence and computes prompts.
 
 How long a step takes is hidden from the policies. On purpose it is not of the form that ``serve.latency_model`` fits: batches
-are padded, costs per token bend, weights that are read overlap with arithmetic, and there are noise, drift and hiccups.
+are padded, costs per token bend, weights that are read overlap with arithmetic, and there are noise, drift and hiccups. On
+some engines slow steps come together, as they do where other work has the same cores.
 """
 
 import copy
@@ -9,7 +10,7 @@ import heapq
 import math
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -62,8 +63,13 @@ class Hardware:
 
     max_running: int = 256
     max_batched_tokens: int = 1024
+    wander: tuple[tuple[float, float], ...] = ()
+    """Noise that lasts: (standard deviation of the logarithm of a step's time, steps after which 1/e of it is left)."""
 
-    def step_ms(self, decode: list[int], prefill: list[int], context: int, at_s: float) -> float:
+    prompt_noise: float = 0.0
+    """Standard deviation of the logarithm of what the prompts in a step cost."""
+
+    def step_ms(self, decode: Sequence[int], prefill: Sequence[float], context: int, at_s: float) -> float:
         """Without noise."""
         total = self.base + self.context * context
         for width, (sequences, prompts) in enumerate(zip(decode, prefill, strict=True)):
@@ -90,6 +96,15 @@ by 60% from 2 to 8 bits), prompts are dear and steps vary."""
 ROWS = Hardware("rows", 10.0, (1.0, 1.6, 2.2, 3.2, 4.2), (0.2,) * 5, 1.0, 0.015, 6e-6, 0.04)
 """Costs per sequence, the same at every width, dominate: a step at 8 bits takes 1.27 times one at 2 with one sequence, and
 1.09 times with 60. The shape of a model whose weights are read in little time."""
+
+SHAKY_CPU = Hardware(
+    "shaky", 33.0, (14.0, 33.0, 49.0, 58.0, 66.0), (1.9,) * 5, 1.0, 3.0, 1.3e-3, 0.08,
+    max_running=64, wander=((0.1, 7.0), (0.1, 50.0)), prompt_noise=0.5,
+)  # fmt: skip
+"""The same model on a server whose client and API process use the same two cores, read off a real run's plot
+(docs/results/budgets-cpu/auto-150.png): at 8 bits half-second means scatter by 14% around 107 ms + 1.1 ms per sequence, and of
+a deviation 0.55 is left after 1 s, 0.3 after 2 to 4 s, 0.1 after 6 s; at 2 bits 25 sequences take 75 to 110 ms without arrivals
+and 120 to 200 with 4 a second."""
 
 
 @dataclass
@@ -156,8 +171,8 @@ class Engine:
     ends: list[tuple[int, int]] = field(default_factory=list)
     """Heap of (last step, number) of those that decode."""
 
-    luck: list[float] = field(default_factory=list)
-    """Noise of the present LUCK_STEPS steps."""
+    luck: list[tuple[float, float]] = field(default_factory=list)
+    """Noise of the present LUCK_STEPS steps: factors on the whole, and on prompts."""
 
     follow: int | None = None
     """Index in WIDTHS that running requests go to, each after its prompt; None if they keep theirs."""
@@ -215,11 +230,11 @@ class Engine:
             self.started = max(self.started, position + 1)
             if entry[1] == 0:
                 ready.append(entry[0])
-        ms = hardware.step_ms(self.decode, prefill, self.context, self.now_s)
         # Noise belongs to the number of the step, so that policies see the same luck as far as their steps agree.
         if not self.luck or self.steps % LUCK_STEPS == 0:
             self.luck = _luck(hardware, self.seed, self.steps // LUCK_STEPS)
-        ms *= self.luck[self.steps % LUCK_STEPS]
+        whole, prompts = self.luck[self.steps % LUCK_STEPS]
+        ms = whole * hardware.step_ms(self.decode, [tokens * prompts for tokens in prefill], self.context, self.now_s)
         self.now_s += ms / 1e3
         self.steps += 1
         if on_step is not None:
@@ -247,8 +262,15 @@ class Engine:
 
 
 @cache
-def _luck(hardware: Hardware, seed: int, part: int) -> list[float]:
-    """Factors on the times of LUCK_STEPS steps."""
+def _luck(hardware: Hardware, seed: int, part: int) -> list[tuple[float, float]]:
+    """Factors on the times of LUCK_STEPS steps: on the whole, and on prompts."""
     randomness = random.Random(seed * 1_000_003 + part)
     factors = [math.exp(randomness.gauss(0.0, hardware.noise)) for _ in range(LUCK_STEPS)]
-    return [factor * (hardware.hiccup if randomness.random() < hardware.hiccup_share else 1.0) for factor in factors]
+    factors = [factor * (hardware.hiccup if randomness.random() < hardware.hiccup_share else 1.0) for factor in factors]
+    for deviation, lasts in hardware.wander:
+        kept = math.exp(-1 / lasts)
+        state = randomness.gauss(0.0, deviation)
+        for index in range(LUCK_STEPS):
+            factors[index] *= math.exp(state)
+            state = kept * state + randomness.gauss(0.0, deviation * math.sqrt(1 - kept**2))
+    return [(factor, math.exp(randomness.gauss(0.0, hardware.prompt_noise))) for factor in factors]

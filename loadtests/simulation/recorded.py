@@ -46,7 +46,7 @@ class Fitted(Hardware):
             max_running=max_running, max_batched_tokens=max_batched_tokens, prompts=prompts,
         )  # fmt: skip
 
-    def step_ms(self, decode: list[int], prefill: list[int], context: int, at_s: float) -> float:
+    def step_ms(self, decode: Sequence[int], prefill: Sequence[float], context: int, at_s: float) -> float:
         """Without noise; the formula of ``serve.latency_model``."""
         total = self.base + self.context * context
         for width, (sequences, prompts) in enumerate(zip(decode, prefill, strict=True)):

@@ -26,6 +26,9 @@ class Traffic:
     output_tokens: int = 150
     """Mean; geometric above a third of it."""
 
+    same_lengths: bool = False
+    """All requests are of the mean lengths."""
+
 
 @dataclass(frozen=True)
 class Arrival:
@@ -49,8 +52,8 @@ def draw(traffic: Traffic, seconds: float, seed: int) -> list[Arrival]:
         rate = traffic.requests_per_s * (traffic.burst_factor if in_burst else 1.0)
         at = starts + randomness.expovariate(rate)
         while at < min(starts + lasts, seconds):
-            prompt = _length(randomness, traffic.prompt_tokens, 0.5)
-            output = _length(randomness, traffic.output_tokens, 1 / 3)
+            prompt = _length(randomness, traffic.prompt_tokens, 1.0 if traffic.same_lengths else 0.5)
+            output = _length(randomness, traffic.output_tokens, 1.0 if traffic.same_lengths else 1 / 3)
             arrivals.append(Arrival(len(arrivals), at, prompt, output, in_burst))
             at += randomness.expovariate(rate)
         starts, in_burst = starts + lasts, not in_burst

@@ -1,14 +1,17 @@
 """The simulated engine does what it says, and the controller keeps its promises in it."""
 
 import json
+import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import correlation, stdev
 
 import pytest
 
 from loadtests.simulation.__main__ import main
 from loadtests.simulation.compare import SCENARIOS, TARGET_SHARE, outcome, switches_of
-from loadtests.simulation.engine import GPU, WIDTHS, Engine, Hardware, Served
+from loadtests.simulation.engine import GPU, WIDTHS, Engine, Hardware, Served, Step
 from loadtests.simulation.oracle import SPAN_S, num_spans, plan, spans_of
 from loadtests.simulation.policies import Controlled, Fixed, Plan, serve
 from loadtests.simulation.trace import Arrival, Traffic, draw
@@ -37,6 +40,34 @@ def test_one_request_takes_its_prompt_and_its_tokens() -> None:
     prompt = sum(2.0 + 0.5 * (1 + 0.1 * c) + 0.5 * (1 + (0.1 * c) ** 2) ** 0.5 for c in chunks)
     assert served.ttft_ms == pytest.approx(prompt, rel=0.06)
     assert served.tpot_ms == pytest.approx(3.0, rel=0.06)
+
+
+def test_requests_may_be_all_of_one_length() -> None:
+    trace = draw(Traffic(4.0, prompt_tokens=16, output_tokens=32, same_lengths=True), 20, 1)
+    assert {(arrival.prompt_tokens, arrival.output_tokens) for arrival in trace} == {(16, 32)}
+
+
+def test_slow_steps_may_come_together_and_prompts_cost_more_at_times() -> None:
+    def times(hardware: Hardware, prompts: int) -> list[float]:
+        steps: list[Step] = []
+        engine = Engine(hardware, 0)
+        for number in range(prompts):
+            engine.submit(Served(Arrival(number, 0.0, 1024, 2, False), 4))
+        engine.submit(Served(Arrival(prompts, 0.0, 1, 3000, False), 4))
+        engine.advance(1e4, lambda _: None, steps.append)
+        # The machine's slow drift is not of interest here.
+        return [math.log(step.ms / hardware.step_ms(step.decode, step.prefill, step.context, 0.0)) for step in steps[1:]]
+
+    def kept(values: list[float]) -> float:
+        """Correlation of the means of ten steps with those of the next ten."""
+        means = [sum(values[first : first + 10]) / 10 for first in range(0, len(values) - 9, 10)]
+        return correlation(means[:-1], means[1:])
+
+    alone, together = (times(replace(PLAIN, noise=0.1, wander=wander), 0) for wander in ((), ((0.1, 50.0),)))
+    assert kept(together) > 0.5
+    assert kept(together) > kept(alone) + 0.2
+    for noise, least, most in ((0.0, 0.0, 0.01), (0.5, 0.3, 0.7)):
+        assert least <= stdev(times(replace(PLAIN, prompt_noise=noise), 50)[:48]) <= most
 
 
 def test_every_request_is_served_whole_by_every_policy() -> None:
@@ -106,7 +137,7 @@ def test_the_oracle_is_wider_than_the_best_fixed_width_and_meets_the_share() -> 
     assert found.width_requests >= max(width.width_requests for width in fixed if width.met >= 0.95)
 
 
-@pytest.mark.parametrize(("name", "seed"), [("gpu", 20), ("cpu", 21)])
+@pytest.mark.parametrize(("name", "seed"), [("gpu", 20), ("cpu", 20)])
 def test_the_controller_keeps_its_promise_and_does_what_the_documents_say(name: str, seed: int) -> None:
     scenario = SCENARIOS[name]
     (written,) = [found for found in DOCUMENTED if (found["scenario"], found["seed"]) == (name, seed)]
@@ -136,8 +167,9 @@ def test_on_some_engines_widths_differ_little_in_time(name: str, sequences: int,
     assert 1.2 < wide / narrow < most
 
 
-def test_the_controller_meets_the_budget_where_widths_differ_little() -> None:
-    scenario, seed = SCENARIOS["block"], 13
+@pytest.mark.parametrize(("name", "seed"), [("block", 13), ("shaky", 11)])
+def test_the_controller_meets_the_budget_where_widths_differ_little_or_steps_vary(name: str, seed: int) -> None:
+    scenario = SCENARIOS[name]
     trace = draw(scenario.traffic, 200, seed)
     eight = outcome(serve(trace, scenario.hardware, Fixed(8), seed), scenario.tpot_ms)
     policy = Controlled(scenario.hardware, Budget(scenario.tpot_ms), seed, elastic=True)

@@ -100,6 +100,26 @@ def test_a_change_of_the_machines_pace_is_one_of_the_profiles_that_do_not_run_to
         assert model.step_ms(load) > 1.04 * milliseconds(load)
 
 
+def test_slow_steps_that_come_together_are_told_from_those_that_come_one_by_one() -> None:
+    found = {}
+    for length in (1, 32):
+        randomness = random.Random(3)
+        model = swept()
+        for step in range(3000):
+            if step % length == 0:
+                speed = randomness.choice((0.9, 1.1))
+            load = StepLoad({"8": randomness.randint(5, 12)}, {}, 500)
+            model.observe(load, milliseconds(load, speed))
+        found[length] = model.deviations()
+    assert found[1][0] == pytest.approx(0.1, abs=0.03)
+    assert found[1][5] < 0.03
+    assert found[32][4] > 0.06
+
+
+def test_of_work_that_is_new_no_error_is_remembered() -> None:
+    assert swept().deviations() == LatencyModel(PROFILES, BITS).deviations()
+
+
 def test_an_hour_of_small_batches_does_not_spoil_large_ones() -> None:
     model = swept()
     live(model, 1000)

@@ -25,6 +25,7 @@ def scene(**changes) -> Scene:
             "ends_per_step": 0.0,
             "prompts_waiting": 0.0,
             "max_running": 100.0,
+            "deviations": (0.0,),
             **changes,
         }
     )
@@ -68,6 +69,21 @@ def test_those_that_come_make_steps_longer_and_misses_likelier() -> None:
     life = scene(budget_ms=28.0, ends_per_step=0.02)
     calm, noisy = (Outlook(life).judge(WIDE, Chance(0.002, noise), 20.0)[0] for noise in (0.5, 4.0))
     assert noisy < calm
+
+
+def test_a_machine_whose_steps_vary_makes_misses_likelier() -> None:
+    # 21 ms per token, against a budget of 24. Only errors larger than those that all engines are thought to have count.
+    values = [Outlook(scene(deviations=(found,))).judge(WIDE, QUIET, 20.0)[0] for found in (0.0, 0.02, 0.05, 0.1, 0.2)]
+    assert values[0] == values[1]
+    assert values[1:] == sorted(values[1:], reverse=True)
+    assert values[4] < values[3] < values[2] < values[1]
+
+
+def test_a_long_life_has_the_error_of_many_steps() -> None:
+    lasting, passing = (
+        Outlook(scene(deviations=found)).judge(WIDE, QUIET, 20.0)[0] for found in ((0.1,), (0.1, 0.07, 0.05, 0.0))
+    )
+    assert lasting < passing == Outlook(scene()).judge(WIDE, QUIET, 20.0)[0]
 
 
 def test_prompts_that_wait_count_once() -> None:
