@@ -30,10 +30,11 @@ def run_kernels() -> Callable[..., None]:
     where there is a GPU, elsewhere in Triton's interpreter, about which Triton decides at import."""
 
     def run(code: str | Path, *arguments: object) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        found = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(found)}
         if not torch.cuda.is_available():
             interpreter = Path(sys.prefix) / "triton-interpreter"
-            environment |= {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(interpreter)])}
+            environment |= {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(interpreter), *found[1:]])}
         program = [str(code)] if isinstance(code, Path) else ["-c", code]
         command = [sys.executable, *program, *map(str, arguments)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)

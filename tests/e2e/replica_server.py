@@ -17,6 +17,11 @@ START_TIMEOUT_S = 180
 MODEL_NAME = "gutenberg"
 
 
+def python_path(*folders: Path) -> str:
+    """The project, ``folders``, and what this process was given: vLLM itself may be there."""
+    return os.pathsep.join([str(ROOT), *map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def engine_environment(runner: str) -> dict[str, str]:
     """Environment in which vLLM runs on this machine with its model runner ``runner``, "v1" or "v2"."""
     environment = {
@@ -27,10 +32,11 @@ def engine_environment(runner: str) -> dict[str, str]:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_USE_V2_MODEL_RUNNER": "1" if runner == "v2" else "0",
         "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": python_path(),
     }
     if runner == "v2" and not torch.cuda.is_available():
         # Runner V2 needs a Triton; its kernels run in Triton's interpreter, by the backend installed beside the others.
-        environment |= {"TRITON_INTERPRET": "1", "PYTHONPATH": f"{ROOT}:{sys.prefix}/triton-interpreter"}
+        environment |= {"TRITON_INTERPRET": "1", "PYTHONPATH": python_path(Path(sys.prefix) / "triton-interpreter")}
     return environment
 
 

@@ -47,7 +47,7 @@ def test_graphs_answer_as_eager_mode_does(profiled_parent: Path, tmp_path: Path,
 
     def run(widths: list[int], **options: object) -> list[dict]:
         command = [sys.executable, str(script), str(profiled_parent), json.dumps(widths), json.dumps(options)]
-        environment = engine_environment("v2") | {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONPATH": str(ROOT)}
+        environment = engine_environment("v2") | {"VLLM_LOGGING_LEVEL": "ERROR"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]
         answers: list[dict] = json.loads(done.stdout.splitlines()[-1])

@@ -15,6 +15,6 @@ pytestmark = [pytest.mark.engine, pytest.mark.skipif(not torch.cuda.is_available
 @pytest.mark.parametrize("runner", ["v1", "v2"])
 def test_memory_returns_and_graphs_stay_right(profiled_parent: Path, runner: str) -> None:
     command = [sys.executable, str(ROOT / "tests" / "e2e" / "elastic_proof.py"), str(profiled_parent)]
-    environment = {**engine_environment(runner), "PYTHONPATH": str(ROOT)}
+    environment = engine_environment(runner)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -69,7 +69,7 @@ def test_mixed_batches_answer_as_batches_of_one_precision(profiled_parent: Path,
     script = tmp_path / "features.py"
     script.write_text(COMMON + SCRIPT)
     command = [sys.executable, str(script), str(profiled_parent), json.dumps(OPTIONS[name])]
-    environment = {**engine_environment("v2"), "VLLM_LOGGING_LEVEL": "ERROR", "PYTHONPATH": str(ROOT)}
+    environment = {**engine_environment("v2"), "VLLM_LOGGING_LEVEL": "ERROR"}
     found = answer_of(subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=500))
     pairs = zip(found["single"], found["mixed"], strict=True)
     parted = [number for number, (one, other) in enumerate(pairs) if not agree(one, other)]
