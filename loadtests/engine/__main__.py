@@ -79,14 +79,15 @@ def _plan(variant: str, given: argparse.Namespace) -> Plan:
     for name in widths:
         for precision in precisions(name):
             check_width(_whole(precision, "--widths"))
-    longest = max(given.prompt_len + Plan.WARM_TOKENS + given.tokens, given.prefill_len + 1)
+    alone = tuple(_whole(text, "--alone") for text in given.alone.split(","))
+    longest = max(given.prompt_len + Plan.WARM_TOKENS + given.tokens, given.prefill_len + 1, *(tokens + 1 for tokens in alone))
     if longest > given.max_model_len:
         raise InputError(f"requests have up to {longest} tokens, --max-model-len is {given.max_model_len}; raise it")
     if given.prefill_prompts < 2:
         raise InputError(f"--prefill-prompts {given.prefill_prompts} is too few to time; use 2 or more")
     return Plan(
         variant, str(given.out.absolute() / f"model-{variant}"), batches, widths, given.tokens, given.prompt_len,
-        given.prefill_len, given.prefill_prompts, given.max_model_len, given.repeats, given.eager,
+        given.prefill_len, given.prefill_prompts, alone, given.max_model_len, given.repeats, given.eager,
         SHAPES[given.shape].vocabulary, given.kv_cache_gib if given.together else None,
     )  # fmt: skip
 
@@ -120,6 +121,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt-len", type=int, default=32, help="prompt tokens before them (default: %(default)s)")
     parser.add_argument("--prefill-len", type=int, default=2048, help="tokens of prefill prompts (default: %(default)s)")
     parser.add_argument("--prefill-prompts", type=int, default=24, help="prefill prompts (default: %(default)s)")
+    parser.add_argument(
+        "--alone", default="128,384,1024", help="tokens of prompts that are computed one at a time (default: %(default)s)"
+    )  # fmt: skip
     parser.add_argument("--max-model-len", type=int, default=4096, help="of all engines (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=2, help="runs of which the median counts (default: %(default)s)")
     parser.add_argument("--eager", action="store_true", help="neither compile nor capture CUDA graphs")

@@ -33,6 +33,8 @@ class Plan:
     prompt_len: int
     prefill_len: int
     prefill_prompts: int
+    alone: tuple[int, ...]
+    """Tokens of prompts that are computed one at a time, nothing else running."""
     max_model_len: int
     repeats: int
     eager: bool
@@ -65,6 +67,12 @@ def decode_ms(generate: Generate, plan: Plan, batch: int) -> float:
         short = generate(batch, plan.prompt_len, plan.WARM_TOKENS)
         times.append(generate(batch, plan.prompt_len, plan.WARM_TOKENS + plan.tokens) - short)
     return 1e3 * median(times) / plan.tokens
+
+
+def alone_ms(generate: Generate, plan: Plan, tokens: int) -> float:
+    """Milliseconds until the first token of a prompt that has the engine for itself: the host's work is not hidden then."""
+    generate(1, tokens, 1)
+    return 1e3 * median(generate(1, tokens, 1) for _ in range(2 * plan.repeats + 1))
 
 
 def prefill_tokens_per_s(generate: Generate, plan: Plan) -> float:
@@ -135,6 +143,7 @@ def measure(plan: Plan, wait: Callable[[], None]) -> dict[str, Any]:
                 str(batch): decode_ms(generate, plan, batch) for batch in plan.batches if batch >= len(names or [""])
             },
             "prefill_tokens_per_s": prefill_tokens_per_s(generate, plan),
+            "alone_ms": {str(tokens): alone_ms(generate, plan, tokens) for tokens in plan.alone},
         }
         result["rows"].append(row)
         print(f"measured: {json.dumps(row)}", flush=True)

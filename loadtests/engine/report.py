@@ -66,13 +66,17 @@ def speed_ratio(found: Mapping[str, Row], target: Target) -> float | None:
 
 
 def cells(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Heading, then a line per row: milliseconds per decode step, prefill, weights in GiB, seconds to start."""
+    """Heading, then a line per row: milliseconds per decode step, and to the first token of prompts alone, prefill, weights in
+    GiB, seconds to start."""
     found = rows(results)
     columns = batches(found)
-    lines = [["engine", *(f"b{batch} ms" for batch in columns), "prefill tok/s", "weights GiB", "start s"]]
+    prompts = list(dict.fromkeys(tokens for row in found.values() for tokens in row.get("alone_ms", {})))
+    heading = ["engine", *(f"b{batch} ms" for batch in columns), *(f"{tokens} tokens ms" for tokens in prompts)]
+    lines = [[*heading, "prefill tok/s", "weights GiB", "start s"]]
     for result in results:
         for row in result["rows"]:
             times = [row["decode_ms"].get(str(batch)) for batch in columns]
+            times += [row.get("alone_ms", {}).get(tokens) for tokens in prompts]
             lines.append(
                 [
                     row["name"],

@@ -16,7 +16,7 @@ from matgptq_vllm.core.checkpoint import ParentReader
 from matgptq_vllm.core.replica import ReplicaOptions
 from matgptq_vllm.core.storage import plane_bytes, scale_bytes
 
-PLAN = Plan("ours", "folder", (1, 8), ("2", "mix48"), 100, 8, 64, 8, 256, 2, False, 1024, None)
+PLAN = Plan("ours", "folder", (1, 8), ("2", "mix48"), 100, 8, 64, 8, (16,), 256, 2, False, 1024, None)
 
 
 def test_the_parent_has_the_layers_of_llama_8b_and_is_readable_without_tensors(tmp_path: Path) -> None:
@@ -82,6 +82,7 @@ def test_a_ratio_is_against_the_best_rival_at_the_worst_batch() -> None:
         (["--widths", "5"], "use one of 2, 3, 4, 6, 8"),
         (["--batches", "1,x"], "--batches has 'x'"),
         (["--max-model-len", "100"], "raise it"),
+        (["--alone", "4096"], "have up to 4097 tokens"),
     ],
 )
 def test_wrong_options_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
@@ -96,6 +97,7 @@ def test_engines_are_measured_one_after_the_other(
     for name, value in {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}.items():
         monkeypatch.setitem(os.environ, name, value)
     short = ["--tokens", "16", "--prompt-len", "8", "--prefill-len", "32", "--prefill-prompts", "2", "--max-model-len", "128"]
+    short += ["--alone", "16,32"]
     options = ["--shape", "tiny", "--eager", "--batches", "2", "--widths", "4,mix48", "--repeats", "1", *short]
     assert main(["--out", str(tmp_path), "--variants", "ours,bf16", "--together", *options]) == 0
     # Started before either was measured, and measured in order.
@@ -106,5 +108,7 @@ def test_engines_are_measured_one_after_the_other(
     results = json.loads((tmp_path / "report.json").read_text())
     assert [row["name"] for result in results for row in result["rows"]] == ["ours 4", "ours mix48", "bf16"]
     assert "| ours mix48 |" in (tmp_path / "report.md").read_text()
+    assert "| 16 tokens ms | 32 tokens ms |" in (tmp_path / "report.md").read_text()
+    assert all(time > 0 for result in results for row in result["rows"] for time in row["alone_ms"].values())
     # The report is of all engines that were measured alike, whichever run did it.
     assert "ours 4" in capsys.readouterr().out
