@@ -25,6 +25,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
+def wide_vectors() -> bool:
+    """Whether what vLLM's CPU build has for processors with AVX-512 only, and its GPU build always, runs here."""
+    return torch.cuda.is_available() or torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+@pytest.fixture(scope="session")
 def run_kernels() -> Callable[..., None]:
     """``run_kernels(code, *arguments)``: Python code, or a script, that calls Triton kernels, in a process of its own: compiled
     where there is a GPU, elsewhere in Triton's interpreter, about which Triton decides at import."""

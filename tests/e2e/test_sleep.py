@@ -11,9 +11,9 @@ from .test_llm_api import answer_of, run_engine
 pytestmark = pytest.mark.engine
 
 RELOADED = """
-llm = engine(sys.argv[1], max_model_len=256, kv_cache_dtype="fp8", **PRECISION)
+llm = engine(sys.argv[1], max_model_len=256, kv_cache_dtype=sys.argv[2], **PRECISION)
 some = prompts(10, 20)
-found = {"fp8": mixed_and_single(llm, some)}
+found = {"first": mixed_and_single(llm, some)}
 
 def discard(model):
     for parameter in model.parameters():
@@ -65,18 +65,21 @@ print(json.dumps({"before": before, "after": asked(), "awake": awake, "asleep": 
 
 
 @pytest.fixture(scope="module", params=["v1", "v2"])
-def found(request: pytest.FixtureRequest, profiled_parent: Path) -> dict:
-    return answer_of(run_engine(COMMON + RELOADED, profiled_parent, request.param))
+def found(request: pytest.FixtureRequest, profiled_parent: Path, wide_vectors: bool) -> dict:
+    kv_cache_dtype = "fp8" if wide_vectors else "auto"
+    return answer_of(run_engine(COMMON + RELOADED, profiled_parent, request.param, kv_cache_dtype))
 
 
-def test_keys_and_values_of_eight_bits(found: dict) -> None:
-    assert len(found["fp8"]["mixed"]) == 10
-    assert found["fp8"]["mixed"] == found["fp8"]["single"]
+def test_keys_and_values_of_eight_bits(found: dict, wide_vectors: bool) -> None:
+    if not wide_vectors:
+        pytest.skip("vLLM has FP8 keys and values on GPUs and on CPUs with AVX-512")
+    assert len(found["first"]["mixed"]) == 10
+    assert found["first"]["mixed"] == found["first"]["single"]
 
 
 def test_weights_that_were_discarded_are_read_again(found: dict) -> None:
-    assert found["discarded"] != found["fp8"]["mixed"]
-    assert found["reloaded"] == found["woken"] == found["fp8"]["mixed"]
+    assert found["discarded"] != found["first"]["mixed"]
+    assert found["reloaded"] == found["woken"] == found["first"]["mixed"]
 
 
 def test_a_running_replica_takes_no_other_parents_weights(found: dict) -> None:

@@ -68,7 +68,9 @@ def logprobs_of(model: torch.nn.Module, tokens: list[int]) -> list[float]:
     return [float(logprobs[position, token]) for position, token in enumerate(tokens[1:])]
 
 
-def test_both_formats_answer_as_the_dequantized_model(example_model: Path, tmp_path: Path) -> None:
+def test_both_formats_answer_as_the_dequantized_model(example_model: Path, tmp_path: Path, wide_vectors: bool) -> None:
+    if not wide_vectors:
+        pytest.skip("vLLM multiplies packed integers on GPUs and on CPUs with AVX-512")
     published = publish(example_model, tmp_path / "published", group_size=128, noise=False)
     imported = tmp_path / "imported"
     run_import(ImportOptions(published, imported))
