@@ -71,10 +71,10 @@ def calls(kinds: Iterable[LayerKind], device: torch.device) -> list[Call]:
     result = []
     for kind in sorted(set(kinds), key=lambda kind: (-kind.n * kind.k, kind.n)):
         from_rows = tuning.dense_from(kind.n, kind.k, device)
+        most_rows = from_rows - 1 if kind.most_rows is None else min(kind.most_rows, from_rows - 1)
+        result += [Call(kind, rows, kind.widths[-1], False) for rows in ROWS if rows <= most_rows]
         if kind.most_rows is not None:
-            result += [Call(kind, rows, kind.widths[-1], False) for rows in ROWS if rows <= min(kind.most_rows, from_rows - 1)]
             continue
-        result += [Call(kind, rows, kind.widths[-1], False) for rows in ROWS if rows < from_rows]
         result += [Call(kind, from_rows, width, False) for width in kind.widths]
         if len(kind.widths) > 1:
             result.append(Call(kind, from_rows, kind.widths[0], True))

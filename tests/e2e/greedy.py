@@ -1,4 +1,15 @@
-"""When two greedy answers count as equal."""
+"""Greedy answers of an engine, and when two of them count as equal."""
+
+READ = """
+def greedy_answers(outputs):
+    found = []
+    for output in outputs:
+        steps = output.outputs[0].logprobs
+        found.append({"tokens": list(output.outputs[0].token_ids),
+                      "top": [{str(token): value.logprob for token, value in step.items()} for step in steps]})
+    return found
+"""
+"""Part of a script that runs an engine: what ``agree`` compares, of outputs with the logprobs of two candidates."""
 
 
 def agree(first: dict, second: dict) -> bool:

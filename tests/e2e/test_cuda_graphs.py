@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .greedy import agree
+from .greedy import READ, agree
 from .replica_server import ROOT, engine_environment
 
 pytestmark = [pytest.mark.engine, pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")]
@@ -29,10 +29,7 @@ def answers(graph_widths, **options):
         params = [SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, logprobs=2,
                                  extra_args={"precision": precision}) for precision in precisions]
         prompts = [f"Chapter {number}. The old man looked at the sea and" for number in range(len(params))]
-        for output in llm.generate(prompts, params, use_tqdm=False):
-            steps = output.outputs[0].logprobs
-            found.append({"tokens": list(output.outputs[0].token_ids),
-                          "top": [{str(token): value.logprob for token, value in step.items()} for step in steps]})
+        found += greedy_answers(llm.generate(prompts, params, use_tqdm=False))
     return found
 
 if __name__ == "__main__":
@@ -43,7 +40,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("graph_widths", [[], [2, 4, 8]], ids=["any mix", "by width"])
 def test_graphs_answer_as_eager_mode_does(profiled_parent: Path, tmp_path: Path, graph_widths: list[int]) -> None:
     script = tmp_path / "answers.py"
-    script.write_text(SCRIPT)
+    script.write_text(READ + SCRIPT)
 
     def run(widths: list[int], **options: object) -> list[dict]:
         command = [sys.executable, str(script), str(profiled_parent), json.dumps(widths), json.dumps(options)]

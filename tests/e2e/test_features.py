@@ -34,13 +34,13 @@ def params(precision, **options):
 def tokens(outputs):
     return [[list(sample.token_ids) for sample in output.outputs] for output in outputs]
 
-def mixed_and_single(llm, prompts, generate_options=lambda i: {}, **options):
+def mixed_and_single(llm, prompts, generate_options=lambda i: {}, read=tokens, **options):
     # Every prompt at one width: all in one batch, and those of each width in a batch of their own.
     widths = [WIDTHS[i % len(WIDTHS)] for i in range(len(prompts))]
     def ask(rows):
         arguments = {name: [generate_options(i)[name] for i in rows] for name in generate_options(0)}
         asked = [params(widths[i], **options) for i in rows]
-        return tokens(llm.generate([prompts[i] for i in rows], asked, use_tqdm=False, **arguments))
+        return read(llm.generate([prompts[i] for i in rows], asked, use_tqdm=False, **arguments))
     mixed = ask(range(len(prompts)))
     single = list(mixed)
     for width in WIDTHS:

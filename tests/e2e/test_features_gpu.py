@@ -14,7 +14,7 @@ import torch
 
 from matgptq_vllm.core.replica import ReplicaOptions
 
-from .greedy import agree
+from .greedy import READ, agree
 from .replica_server import ROOT, engine_environment
 from .test_features import COMMON
 from .test_llm_api import answer_of
@@ -42,24 +42,7 @@ if __name__ == "__main__":
               "scheduler_cls": "matgptq_vllm.compat.scheduler.MatGPTQScheduler", **options})
     # What is said twice is easy to draft.
     some = [" ".join([prompt] * 2) for prompt in prompts(40, 20)]
-    widths = [WIDTHS[i % len(WIDTHS)] for i in range(len(some))]
-
-    def ask(rows):
-        asked = [params(widths[i], max_tokens=24, logprobs=2) for i in rows]
-        found = []
-        for output in llm.generate([some[i] for i in rows], asked, use_tqdm=False):
-            steps = output.outputs[0].logprobs
-            found.append({"tokens": list(output.outputs[0].token_ids),
-                          "top": [{str(token): value.logprob for token, value in step.items()} for step in steps]})
-        return found
-
-    mixed = ask(range(len(some)))
-    single = list(mixed)
-    for width in WIDTHS:
-        rows = [i for i, own in enumerate(widths) if own == width]
-        for i, answer in zip(rows, ask(rows)):
-            single[i] = answer
-    print(json.dumps({"mixed": mixed, "single": single}))
+    print(json.dumps(mixed_and_single(llm, some, read=greedy_answers, max_tokens=24, logprobs=2)))
 """
 
 
@@ -67,7 +50,7 @@ if __name__ == "__main__":
 def test_mixed_batches_answer_as_batches_of_one_precision(profiled_parent: Path, tmp_path: Path, name: str) -> None:
     # Engines of several processes start from a file.
     script = tmp_path / "features.py"
-    script.write_text(COMMON + SCRIPT)
+    script.write_text(COMMON + READ + SCRIPT)
     command = [sys.executable, str(script), str(profiled_parent), json.dumps(OPTIONS[name])]
     environment = {**engine_environment("v2"), "VLLM_LOGGING_LEVEL": "ERROR"}
     found = answer_of(subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=500))

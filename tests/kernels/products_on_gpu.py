@@ -78,12 +78,8 @@ def main(rule: str, group: str, dtype: str, widths: str, rows: str, shapes: str)
                 errors = (y.double() - expected).norm(dim=1) / expected.norm(dim=1)
                 found[f"{n}x{k} M {m} {name}"] = errors.nan_to_num(torch.inf).max().item()
                 read = num_planes(bits_needed(held[int(profiles.max())], rule))
-                assert torch.equal(layer.product(profiles, [*planes[:read], *garbage[read:]]), y), (
-                    shape,
-                    m,
-                    name,
-                    "other planes",
-                )
+                again = layer.product(profiles, [*planes[:read], *garbage[read:]])
+                assert torch.equal(again, y), (shape, m, name, "other planes")
                 assert not layer.resident.locks.any(), (shape, m, name, "locks")
     return found
 
