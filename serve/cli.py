@@ -142,7 +142,8 @@ def _own_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--graph-widths",
         metavar="R,...",
-        help="widths whose small decode batches get CUDA graphs of their own, if no other width is in them (default: none)",
+        help="widths whose small decode batches get CUDA graphs of their own, if no other width is in them; `none` saves their "
+        "memory and time to capture (default: all, on a GPU)",
     )
     parser.add_argument(
         "--draft-width",
@@ -195,11 +196,13 @@ def _own_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _widths(text: str | None) -> tuple[int, ...]:
+def _widths(text: str | None) -> tuple[int, ...] | None:
+    if text in (None, "none"):
+        return None if text is None else ()
     try:
-        return () if text is None else tuple(map(int, text.split(",")))
+        return tuple(map(int, text.split(",")))
     except ValueError:
-        raise InputError(f"--graph-widths is {text!r}; write widths with commas between them, such as 4,8") from None
+        raise InputError(f"--graph-widths is {text!r}; write widths with commas between them, such as 4,8, or none") from None
 
 
 def _split_directory(arguments: Sequence[str]) -> tuple[str, list[str]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar
 
-from loadtests.engine.variants import OURS_BY_WIDTH, PEERS, precisions
+from loadtests.engine.variants import OURS_COMMON, PEERS, precisions
 from matgptq_vllm.core.precision import XARGS_KEY, uniform_width
 from matgptq_vllm.core.replica import ReplicaOptions
 
@@ -165,7 +165,7 @@ def engine_options(plan: Plan) -> dict[str, Any]:
     if plan.variant not in PEERS:
         named = [uniform_width(name) for mixed in plan.widths for name in precisions(mixed)]
         widths = sorted({width for width in named if width is not None})
-        replica = ReplicaOptions(max_width=widths[-1], graph_widths=tuple(widths) if plan.variant == OURS_BY_WIDTH else ())
+        replica = ReplicaOptions(max_width=widths[-1], graph_widths=() if plan.variant == OURS_COMMON else None)
         options |= {
             "worker_cls": "matgptq_vllm.compat.worker.MatGPTQWorker",
             "scheduler_cls": "matgptq_vllm.compat.scheduler.MatGPTQScheduler",

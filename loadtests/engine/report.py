@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loadtests.engine.variants import OURS, OURS_BY_WIDTH
+from loadtests.engine.variants import OURS, OURS_COMMON
 
 Row = Mapping[str, Any]
 
@@ -28,7 +28,7 @@ class Target:
 FOUR_BIT = ("w4-machete", "w4-marlin")
 TARGETS = tuple(
     target
-    for ours in (OURS, OURS_BY_WIDTH)
+    for ours in (OURS, OURS_COMMON)
     for target in (
         Target(f"{ours} 4", FOUR_BIT, 1.15, (1, 8, 32)),
         Target(f"{ours} 4", FOUR_BIT, 1.0, (128, 256)),

@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 
 OURS = "ours"
-OURS_BY_WIDTH = "ours-by-width"
-"""The same with graphs of their own for batches of one width (``matgptq serve --graph-widths``)."""
+OURS_COMMON = "ours-common-graphs"
+"""The same without graphs of their own for batches of one width (``matgptq serve --graph-widths none``)."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ PEERS = {
     "w8-marlin": Peer(8, "MarlinLinearKernel", ("MacheteLinearKernel", "AllSparkLinearKernel")),
 }
 
-VARIANTS = (OURS, OURS_BY_WIDTH, *PEERS)
+VARIANTS = (OURS, OURS_COMMON, *PEERS)
 
 
 def precisions(name: str) -> list[str]:

@@ -5,21 +5,33 @@ that number is free, and here it says which profile all rows have:
 
     number  graph of                           captured for
     0       steps of any profiles              every size and mode that vLLM captures
-    1..n    steps of the n-th given profile    full decode graphs of up to MAX_REQUESTS requests
+    1..n    steps of the n-th given profile    full decode graphs of the largest size in each of RANGES
 
 A graph of one profile launches the kernels of one width, which look nothing up. Larger batches gain too little to be worth
-the memory and the time to capture; they, and mixed ones, run the graphs of number 0.
+the memory and the time to capture; they, and mixed ones, run the graphs of number 0. Within a range of RANGES products of any
+number of rows take the same time, so that a smaller batch is filled up.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from vllm.config.compilation import CUDAGraphMode
 
 from matgptq_vllm.engine.precision_state import PrecisionState
 
-MAX_REQUESTS = 64
+RANGES = (1, 4, 8, 16, 32, 64)
+"""Ranges of requests, by their largest, in each of which kernels have one configuration."""
+
+MAX_REQUESTS = RANGES[-1]
 """Requests of the largest batch with a graph of its own."""
+
+
+def by_default(vllm_config: Any, runner: str, device: torch.device) -> bool:
+    """Whether an operator who says nothing gets graphs keyed by profile: where vLLM captures whole decode steps."""
+    mode = vllm_config.compilation_config.cudagraph_mode
+    captures = device.type == "cuda" and mode is not None and mode.decode_mode() == CUDAGraphMode.FULL
+    return captures and unsupported(vllm_config, runner) is None
 
 
 def unsupported(vllm_config: Any, runner: str) -> str | None:
@@ -46,7 +58,18 @@ def key_by_profile(manager: Any, state: PrecisionState, profiles: Sequence[int])
     manager.precision_state = state
     manager.number_of_profile = {profile: number for number, profile in enumerate(profiles, start=1)}
     manager.step_profile = None
+    manager.sizes = sizes(manager.compilation_config.cudagraph_capture_sizes or [])
     manager.list_graphs()
+
+
+def sizes(captured: Iterable[int]) -> list[int]:
+    """Of the sizes that vLLM captures, those of graphs of one profile: the largest in each of RANGES, ascending."""
+    largest: dict[int, int] = {}
+    for size in sorted(captured):
+        of_range = next((end for end in RANGES if size <= end), None)
+        if of_range is not None:
+            largest[of_range] = size
+    return list(largest.values())
 
 
 class _ProfileGraphs:
@@ -54,6 +77,9 @@ class _ProfileGraphs:
     number_of_profile: dict[int, int]
     step_profile: int | None
     """Profile of all rows of the coming step; None if they differ."""
+
+    sizes: list[int]
+    """Requests of the graphs of one profile, ascending."""
 
     def list_graphs(self: Any) -> None:
         """List again what is to be captured, with the graphs of every number."""
@@ -63,17 +89,21 @@ class _ProfileGraphs:
         self._capture_descs.clear()
         self._init_candidates()
         for mode, descs in self._capture_descs.items():
-            self._capture_descs[mode] = [desc for desc in descs if _is_wanted(desc)]
+            self._capture_descs[mode] = [desc for desc in descs if self._is_wanted(desc)]
         for key, descs in self._candidates.items():
-            self._candidates[key] = [desc for desc in descs if _is_wanted(desc)]
+            self._candidates[key] = [desc for desc in descs if self._is_wanted(desc)]
 
-    def dispatch(self: Any, *args: Any, num_active_loras: int = 0, **kwargs: Any) -> Any:
+    def _is_wanted(self: Any, desc: Any) -> bool:
+        return desc.num_active_loras == 0 or (desc.cg_mode == CUDAGraphMode.FULL and desc.num_tokens in self.sizes)
+
+    def dispatch(self: Any, num_reqs: int, num_tokens: int, *args: Any, num_active_loras: int = 0, **kwargs: Any) -> Any:
         number = self.number_of_profile.get(self.step_profile, 0)
-        if number:
-            desc = super().dispatch(*args, num_active_loras=number, **kwargs)  # type: ignore[misc]
+        size = next((size for size in self.sizes if size >= num_tokens), None)
+        if number and size is not None:
+            desc = super().dispatch(num_reqs, size, *args, num_active_loras=number, **kwargs)  # type: ignore[misc]
             if desc.cg_mode != CUDAGraphMode.NONE:
                 return desc
-        return super().dispatch(*args, num_active_loras=num_active_loras, **kwargs)  # type: ignore[misc]
+        return super().dispatch(num_reqs, num_tokens, *args, num_active_loras=num_active_loras, **kwargs)  # type: ignore[misc]
 
     def capture(self: Any, *args: Any, **kwargs: Any) -> None:
         profile_of_number = {number: profile for profile, number in self.number_of_profile.items()}
@@ -82,7 +112,3 @@ class _ProfileGraphs:
             self.precision_state.prepare_capture(profile_of_number.get(number))
 
         super().capture(*args, **{**kwargs, "lora_capture_hook": prepare})  # type: ignore[misc]
-
-
-def _is_wanted(desc: Any) -> bool:
-    return desc.num_active_loras == 0 or (desc.cg_mode == CUDAGraphMode.FULL and desc.num_tokens <= MAX_REQUESTS)

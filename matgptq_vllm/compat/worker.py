@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.config import set_current_vllm_config
 from vllm.platforms import current_platform
 
-from matgptq_vllm.compat.graphs import MAX_REQUESTS
+from matgptq_vllm.compat import graphs
 from matgptq_vllm.compat.replica import replica_of
 from matgptq_vllm.compat.runner import add_precision, runner_version
 from matgptq_vllm.compat.self_draft import drafts_itself
@@ -55,7 +55,7 @@ class MatGPTQWorker(_PlatformWorker):
         self._widths = replica.max_widths
         max_tokens = self.vllm_config.scheduler_config.max_num_batched_tokens
         self.precision_state = PrecisionState(replica.catalogue, replica.step_buffers(max_tokens, self.device))
-        widths = replica.options.graph_widths
+        widths = self._graph_widths(replica)
         graph_profiles = tuple(replica.catalogue.index(uniform_name(width)) for width in widths)
         add_precision(self.model_runner, self.precision_state, graph_profiles)
         if drafts_itself(self.vllm_config):
@@ -64,7 +64,7 @@ class MatGPTQWorker(_PlatformWorker):
         self._plane_bytes, self._scale_bytes, self._other_bytes = _resident_bytes(self.model_runner.get_model())
         # Before vLLM measures how much memory is free: the processes that compile take some while they run.
         quantization: Any = self.vllm_config.quant_config
-        quantization.compile_kernels(self.model_runner.get_model(), self.device, _logger.info, widths, MAX_REQUESTS)
+        quantization.compile_kernels(self.model_runner.get_model(), self.device, _logger.info, widths, graphs.MAX_REQUESTS)
 
     def reload_weights(self, *args: Any, weights_path: str | None = None, **kwargs: Any) -> None:
         """Read the weights again, as after sleep of level 2; UnsupportedError if they are to come from another parent."""
@@ -118,6 +118,14 @@ class MatGPTQWorker(_PlatformWorker):
         """Begin to read the planes for ``max_width`` again; reports say when they are there (``collective_rpc``)."""
         self._checked_elastic().grow(max_width)
         return self.matgptq_replica()
+
+    def _graph_widths(self, replica: Replica) -> tuple[int, ...]:
+        """Widths whose batches get CUDA graphs of their own."""
+        assert self.device is not None
+        if replica.options.graph_widths is not None:
+            return replica.options.graph_widths
+        by_default = graphs.by_default(self.vllm_config, runner_version(self.model_runner), self.device)
+        return tuple(replica.widths) if by_default else ()
 
     def _checked_elastic(self) -> ElasticPlanes:
         if self._elastic is None:

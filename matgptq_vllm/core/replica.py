@@ -49,8 +49,8 @@ class ReplicaOptions:
     default_precision: str | None = None
     """Profile of requests that ask for none; unset, the uniform profile of max_width."""
 
-    graph_widths: tuple[int, ...] = ()
-    """Widths for which batches of that width alone get CUDA graphs of their own."""
+    graph_widths: tuple[int, ...] | None = None
+    """Widths for which batches of that width alone get CUDA graphs of their own; None: all that are held, where that works."""
 
     draft_width: int | None = None
     """Width at which tokens are drafted that wider slices verify; only with the speculative method of ``SELF_DRAFT_CLASS``."""
@@ -68,8 +68,9 @@ class ReplicaOptions:
                 f"draft_width is {self.draft_width}; only a narrower slice than the widest of this replica, {self.max_width}, "
                 "can draft"
             )
-        # A list, where the options came as JSON.
-        object.__setattr__(self, "graph_widths", tuple(map(check_width, self.graph_widths)))
+        if self.graph_widths is not None:
+            # A list, where the options came as JSON.
+            object.__setattr__(self, "graph_widths", tuple(map(check_width, self.graph_widths)))
         if self.graph_widths and max(self.graph_widths) > self.max_width:
             raise InputError(
                 f"graph_widths are {self.graph_widths}, but this replica holds up to {self.max_width}; leave the others out"

@@ -2,7 +2,8 @@
 
 Triton compiles a kernel when it is first called, one after the other, some seconds each; a replica of five widths has some
 dozens. Each process here calls the products of every so-manieth layer and number of rows once, on weights of zeros; Triton's
-cache on disk brings the result to the engine. What was compiled is remembered in a file, so that later starts skip it.
+cache on disk brings the result to the engine. What was compiled is remembered in a file, call by call, so that later starts,
+of other replicas too, skip it.
 """
 
 import hashlib
@@ -110,14 +111,17 @@ def compile_ahead(kinds: Iterable[LayerKind], device: torch.device, say: Callabl
     wanted = calls(kinds, device)
     if not wanted:
         return
-    done = _directory() / f"{_digest(wanted, device)}.json"
-    done.parent.mkdir(parents=True, exist_ok=True)
+    journal = _directory() / f"{_digest(device)}.json"
+    journal.parent.mkdir(parents=True, exist_ok=True)
     # Of the workers of a replica, one compiles for all.
-    with FileLock(done.with_suffix(".lock")):
-        if not done.exists():
-            if not _compile(wanted, device, say):
+    with FileLock(journal.with_suffix(".lock")):
+        done = set(json.loads(journal.read_text(encoding="utf-8"))) if journal.exists() else set()
+        missing = [call for call in wanted if _name(call) not in done]
+        if missing:
+            compiled = _compile(missing, device, say)
+            journal.write_text(json.dumps(sorted(done | {_name(call) for call in compiled}), indent=1), encoding="utf-8")
+            if len(compiled) < len(missing):
                 return
-            done.write_text(json.dumps([asdict(call) for call in wanted]), encoding="utf-8")
     # Whoever compiles the model next may tell Triton of another cache on disk, as vLLM does. What was called once stays.
     for call in wanted:
         call_once(call, device)
@@ -126,24 +130,31 @@ def compile_ahead(kinds: Iterable[LayerKind], device: torch.device, say: Callabl
         torch.cuda.empty_cache()
 
 
-def _compile(wanted: list[Call], device: torch.device, say: Callable[[str], None]) -> bool:
-    """Whether all processes did their part."""
-    count = min(len(wanted), os.cpu_count() or 1, MAX_PROCESSES)
+def _compile(missing: list[Call], device: torch.device, say: Callable[[str], None]) -> list[Call]:
+    """Call products in processes; returns those whose processes did all their part."""
+    count = min(len(missing), os.cpu_count() or 1, MAX_PROCESSES)
     if device.type == "cuda":
         count = max(1, min(count, torch.cuda.mem_get_info(device)[0] // PROCESS_BYTES))
-    say(f"compiling kernels for {len(wanted)} products in {count} processes; later starts find them")
+    say(f"compiling kernels for {len(missing)} products in {count} processes; later starts find them")
     begin = time.monotonic()
-    parts = [json.dumps([asdict(call) for call in wanted[part::count]]) for part in range(count)]
+    parts = [missing[part::count] for part in range(count)]
     command = [sys.executable, "-m", "matgptq_vllm.kernels.compile_ahead", str(device)]
+    given = [json.dumps([asdict(call) for call in part]) for part in parts]
     processes = [
-        subprocess.Popen([*command, part], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for part in parts
+        subprocess.Popen([*command, part], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for part in given
     ]
-    failures = [failure for process in processes if (failure := _end(process, begin + TIMEOUT_S))]
+    compiled, failures = [], []
+    for process, part in zip(processes, parts, strict=True):
+        failure = _end(process, begin + TIMEOUT_S)
+        if failure:
+            failures.append(failure)
+        else:
+            compiled += part
     if failures:
         say(f"{len(failures)} of {count} processes that compile kernels failed; the first: {failures[0]}")
     else:
         say(f"kernels compiled in {time.monotonic() - begin:.0f} s")
-    return not failures
+    return compiled
 
 
 def _end(process: "subprocess.Popen[str]", until: float) -> str:
@@ -158,10 +169,14 @@ def _end(process: "subprocess.Popen[str]", until: float) -> str:
     return "" if process.returncode == 0 else lines[-1]
 
 
-def _digest(wanted: list[Call], device: torch.device) -> str:
-    """Changes with whatever the compiled kernels depend on: the calls, the GPU, Triton, and all sources here."""
+def _name(call: Call) -> str:
+    return hashlib.sha256(str(call).encode()).hexdigest()[:32]
+
+
+def _digest(device: torch.device) -> str:
+    """Changes with whatever the compiled kernels depend on beside the calls: the GPU, Triton, and all sources here."""
     sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
-    about = [triton.__version__, tuning.hardware_of(device).name, *(str(call) for call in wanted)]
+    about = [triton.__version__, tuning.hardware_of(device).name]
     return hashlib.sha256(b"".join([*sources, *(line.encode() for line in about)])).hexdigest()[:32]
 
 

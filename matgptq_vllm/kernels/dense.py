@@ -11,6 +11,7 @@ A row's result depends on how many rows share its width in the call, because cuB
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 import torch
@@ -32,6 +33,7 @@ from matgptq_vllm.kernels.lanes import (
     plain_weights,
 )
 from matgptq_vllm.kernels.lanes_ptx import LaneCode
+from matgptq_vllm.kernels.launch import Launcher
 from matgptq_vllm.kernels.layout import PIECE_K, PLANE_WIDTHS, UNIT_K, UNIT_N
 
 STRIP_BYTES = 256 << 20
@@ -178,6 +180,9 @@ def _expand_plain(
         tl.store(out_ptr + rows.to(tl.int64) * k + columns, weight, mask=(rows < num_rows) & (columns < k))
 
 
+_expanding = Launcher(_expand_kernel)
+
+
 def dense_linear(
     x: torch.Tensor,
     planes: Sequence[torch.Tensor],
@@ -204,9 +209,14 @@ def dense_linear(
     Returns:
         [M, N], dtype of x.
     """
-    y = x.new_empty(x.shape[0], n)
     if bias is not None:
         bias = bias.to(x.dtype)
+    if len(rows_of_width) == 1 and rows_of_width[0][1] is None and rows_per_strip(n, k * x.element_size()) >= n:
+        # The host's time counts where rows are some hundred: no result that is written in parts, as few calls as can be.
+        weight = x.new_empty(n, k)
+        expand(planes, scales, rows_of_width[0][0], group_size, rule, 0, weight)
+        return torch.nn.functional.linear(x, weight, bias)
+    y = x.new_empty(x.shape[0], n)
     for width, rows in rows_of_width:
         if rows is None:
             _product(x, planes, scales, k, width, group_size, rule, bias, y)
@@ -237,16 +247,24 @@ def expand(
     """
     num_rows, k = out.shape
     units_k = planes[0].shape[1]
-    given = [*planes, *[planes[0]] * (len(PLANE_WIDTHS) - len(planes))]
+    given = (*planes, *[planes[0]] * (len(PLANE_WIDTHS) - len(planes)))
     value, widths = (scales, (width,)) if isinstance(width, int) else (width.value, width.widths)
     whole = k % expand_ptx.ADJACENT == 0 and out.data_ptr() % 16 == 0
-    _expand_kernel[(triton.cdiv(triton.cdiv(num_rows, UNIT_N) * units_k, NUM_WARPS),)](
-        *given, scales, out, value, first_row, num_rows, k, units_k, WIDTHS=widths, RULE=rule, GROUP=group_size,
-        EVEN_K=k % UNIT_K == 0, WARPS=NUM_WARPS, CODE=LaneCode("f16") if whole and lane_code(out) is not None else None,
+    even_k = k % UNIT_K == 0
+    units = -(-num_rows // UNIT_N) * units_k
+    _expanding.launch(
+        (widths, rule, group_size, even_k, whole, out.dtype, scales.dtype, out.device),
+        -(-units // NUM_WARPS),
+        (*given, scales, out, value, first_row, num_rows, k, units_k),
+        {
+            "WIDTHS": widths, "RULE": rule, "GROUP": group_size, "EVEN_K": even_k, "WARPS": NUM_WARPS,
+            "CODE": LaneCode("f16") if whole and lane_code(out) is not None else None,
+        },
         num_warps=NUM_WARPS,
     )  # fmt: skip
 
 
+@lru_cache(maxsize=1024)
 def rows_per_strip(n: int, bytes_per_row: int) -> int:
     """Rows of W [n, k] to expand at a time: a multiple of STRIP_ROWS, such that strips are equal and few."""
     most = max(STRIP_BYTES // bytes_per_row // STRIP_ROWS, 1)

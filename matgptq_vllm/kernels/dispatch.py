@@ -11,18 +11,30 @@ more, while a CUDA graph is captured       both: a replay has rows of other widt
 """
 
 from collections.abc import Sequence
+from functools import cache
+from types import ModuleType
 
 import torch
 
 from matgptq_vllm.core.errors import UnsupportedError
 from matgptq_vllm.core.slicing import SliceRule
-from matgptq_vllm.kernels import dense, gemm, tuning
-from matgptq_vllm.kernels.arrange import arrange
+from matgptq_vllm.kernels import arrange, cache_keys, dense, gemm, tuning
 from matgptq_vllm.kernels.resident import KERNEL_DTYPES
 from matgptq_vllm.kernels.segments import rows_of_width
 from matgptq_vllm.kernels.small_config import small_config, small_runs
 from matgptq_vllm.kernels.tables import bucket
 from matgptq_vllm.kernels.wide_config import WIDE_FROM, wide_config, wide_runs
+
+cache_keys.derive([dense._expand_kernel, arrange._arrange_kernel, gemm._gemm_kernel])
+
+
+@cache
+def _for_hopper() -> tuple[ModuleType, ModuleType]:
+    """Modules of the kernels that are written for Hopper: what they need, Triton may lack for other GPUs."""
+    from matgptq_vllm.kernels import small, wide
+
+    cache_keys.derive([small._small_kernel, wide._wide_kernel])
+    return small, wide
 
 
 def sliced_linear(
@@ -52,8 +64,17 @@ def sliced_linear(
         return x.new_empty(0, n)
     if x.is_cuda and x.dtype not in KERNEL_DTYPES:
         raise UnsupportedError(f"activations are {x.dtype}; the kernels multiply {' or '.join(map(str, KERNEL_DTYPES))}")
+    many = m >= tuning.dense_from(n, k, x.device)
+    if many and len(widths) == 1:
+        return dense.dense_linear(x, planes, scales, n, k, [(widths[0], None)], group_size, rule, bias)
     # With one width nothing is looked up, and no order of rows is better than another.
     order = row_order if len(widths) > 1 else None
+    if many and host_decides:
+        rows = rows_of_width(m, step_profiles, row_order, host_profile_widths)
+        if rows is not None:
+            return dense.dense_linear(x, planes, scales, n, k, rows, group_size, rule, bias)
+        # Fewer rows than the step has: its order would lead beyond them.
+        order = None
     config = tuning.choose(m, n, k, widths, group_size, x.device, rule)
 
     def fused(done: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
@@ -62,38 +83,27 @@ def sliced_linear(
         )
 
     def wide() -> torch.Tensor:
-        # Other GPUs' Triton may lack what it is written in.
-        from matgptq_vllm.kernels.wide import wide_gemm
-
         config = wide_config(bucket(m), n, k, tuning.hardware_of(x.device).num_sms)
-        arranged = arrange(x, token_profiles, profile_widths, widths, config.block_m, config.pdl)
-        return wide_gemm(
+        arranged = arrange.arrange(x, token_profiles, profile_widths, widths, config.block_m, config.pdl)
+        y: torch.Tensor = _for_hopper()[1].wide_gemm(
             arranged, x.new_empty(m, n), planes, scales, token_profiles, profile_widths, widths, group_size, rule, config,
             locks, bias,
         )  # fmt: skip
+        return y
 
     def small() -> torch.Tensor:
-        from matgptq_vllm.kernels.small import small_gemm
-
         config = small_config(m, n, k, tuning.hardware_of(x.device).num_sms)
-        return small_gemm(
+        y: torch.Tensor = _for_hopper()[0].small_gemm(
             x, planes, scales, n, token_profiles, profile_widths, widths, group_size, rule, config, locks, bias
         )  # fmt: skip
+        return y
 
-    if m < tuning.dense_from(n, k, x.device):
+    if not many:
         if small_runs(x.device, m, widths, rule):
             return small()
         if m >= WIDE_FROM and wide_runs(x.device):
             return wide()
         return fused()
-    if len(widths) == 1:
-        return dense.dense_linear(x, planes, scales, n, k, [(widths[0], None)], group_size, rule, bias)
-    if host_decides:
-        rows = rows_of_width(m, step_profiles, row_order, host_profile_widths)
-        if rows is not None:
-            return dense.dense_linear(x, planes, scales, n, k, rows, group_size, rule, bias)
-        # Fewer rows than the step has: its order would lead beyond them.
-        order = None
     widest = profile_widths.index_select(0, token_profiles[:m]).amax()
     width = dense.WidthOnDevice(widest, tuple(widths))
     y = dense.dense_linear(x, planes, scales, n, k, [(width, None)], group_size, rule, bias)

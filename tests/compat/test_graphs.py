@@ -12,7 +12,7 @@ from matgptq_vllm.engine.precision_state import PrecisionState
 from matgptq_vllm.engine.step_buffers import ANY_PROFILE, StepBuffers
 
 CATALOGUE = Catalogue(("2", "4", "8"), "8")
-SIZES = [1, 8, 64, 128]
+SIZES = [1, 2, 8, 16, 24, 48, 56, 128]
 
 
 @pytest.fixture
@@ -57,20 +57,24 @@ def test_graphs_of_one_profile_are_bounded(manager: Any) -> None:
     ]
     assert sorted(size for mode, size, number in captured if mode == "FULL" and number == 0) == SIZES
     assert sorted(size for mode, size, number in captured if mode == "PIECEWISE") == SIZES
-    assert sorted((size, number) for mode, size, number in captured if number) == [(s, n) for s in (1, 8, 64) for n in (1, 2)]
-    assert len(captured) == 14
+    assert sorted((size, number) for mode, size, number in captured if number) == [
+        (s, n) for s in (1, 2, 8, 16, 24, 56) for n in (1, 2)
+    ]
+    assert len(captured) == 28
 
 
 def test_a_decode_step_of_one_profile_runs_its_own_graph(manager: Any) -> None:
     assert chosen(manager, "2", 5) == ("FULL", 8, 1)
-    assert chosen(manager, "8", 64) == ("FULL", 64, 2)
+    assert chosen(manager, "8", 56) == ("FULL", 56, 2)
+    assert chosen(manager, "8", 40) == ("FULL", 56, 2)  # a range of rows has one graph, which takes the same time
+    assert chosen(manager, "2", 1) == ("FULL", 1, 1)
 
 
 def test_every_other_step_runs_the_graphs_of_any_mix(manager: Any) -> None:
     assert chosen(manager, None, 5) == ("FULL", 8, 0)
     assert chosen(manager, "4", 5) == ("FULL", 8, 0)  # has no graph of its own
-    assert chosen(manager, "2", 65) == ("FULL", 128, 0)  # too large for one
-    assert chosen(manager, "2", 3, num_tokens=40) == ("PIECEWISE", 64, 0)  # not a decode step
+    assert chosen(manager, "2", 57) == ("FULL", 128, 0)  # too large for one
+    assert chosen(manager, "2", 3, num_tokens=40) == ("PIECEWISE", 48, 0)  # not a decode step
     assert chosen(manager, "2", 3, num_tokens=500) == ("NONE", 500, 0)
 
 
@@ -93,6 +97,29 @@ def test_a_graph_is_captured_with_the_kernels_of_its_profile(manager: Any, state
     model_state = SimpleNamespace(prepare_dummy_inputs=lambda *args: {})
     manager.capture(torch.nn.Identity(), model_state, inputs, None, None, [], None, lora_capture_hook=None)
     assert {(number, profile, *rows) for number, profile, rows in seen} == {(0, ANY_PROFILE, 2), (1, 0, 0), (2, 2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("mode", "runner", "device", "expected"),
+    [
+        ("FULL_AND_PIECEWISE", "v2", "cuda", True),
+        ("FULL_DECODE_ONLY", "v2", "cuda", True),
+        ("PIECEWISE", "v2", "cuda", False),
+        ("NONE", "v2", "cuda", False),
+        ("FULL_AND_PIECEWISE", "v1", "cuda", False),
+        ("FULL_AND_PIECEWISE", "v2", "cpu", False),
+    ],
+)
+def test_graphs_are_keyed_unless_told_otherwise_where_decode_steps_are_captured(
+    mode: str, runner: str, device: str, expected: bool
+) -> None:
+    from vllm.config.compilation import CUDAGraphMode
+
+    config = SimpleNamespace(
+        lora_config=None, speculative_config=None, parallel_config=SimpleNamespace(data_parallel_size=1),
+        compilation_config=SimpleNamespace(cudagraph_mode=CUDAGraphMode[mode]),
+    )  # fmt: skip
+    assert graphs.by_default(config, runner, torch.device(device)) is expected
 
 
 @pytest.mark.parametrize(

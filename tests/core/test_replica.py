@@ -25,6 +25,10 @@ def test_options_survive_the_way_through_json(max_width: int, default: str | Non
 def test_widths_with_graphs_survive_json_and_must_be_held() -> None:
     options = ReplicaOptions(6, graph_widths=(2, 6))
     assert ReplicaOptions.from_additional_config(json.loads(json.dumps(options.to_additional_config()))) == options
+    none = ReplicaOptions(graph_widths=())
+    assert (
+        ReplicaOptions.from_additional_config(json.loads(json.dumps(none.to_additional_config()))) == none != ReplicaOptions()
+    )
     with pytest.raises(InputError, match="leave the others out"):
         ReplicaOptions(4, graph_widths=(2, 6))
     with pytest.raises(InputError, match="use one of 2, 3, 4, 6, 8"):

@@ -38,6 +38,9 @@ compile_ahead.compile_ahead([small, other], device, said.append)
 found["said what it does"] = len(said) == 2 and "compiling kernels" in said[0] and "compiled in" in said[1]
 compile_ahead.compile_ahead([small, other], device, said.append)
 found["compiles nothing the second time"] = len(said) == 2
+third = LayerKind(24, 128, (3,), 64, "round", "float16", "float32")
+compile_ahead.compile_ahead([small, third], device, said.append)
+found["compiles only what is new"] = len(said) == 4 and "for 3 products" in said[2]
 called = []
 compile_ahead.call_once = lambda call, device: called.append(call)
 compile_ahead.compile_ahead([small, other], device, said.append)
@@ -62,5 +65,5 @@ def found(tmp_path_factory: pytest.TempPathFactory, run_kernels: Callable[..., N
 
 
 def test_every_kernel_that_steps_run_is_called_once_and_only_once_ever(found: dict[str, bool]) -> None:
-    assert len(found) == 10
+    assert len(found) == 11
     assert all(found.values()), found

@@ -78,7 +78,7 @@ def test_a_ratio_is_against_the_best_rival_at_the_worst_batch() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--variants", "w5"], "ours, ours-by-width, bf16, w4-machete"),
+        (["--variants", "w5"], "ours, ours-common-graphs, bf16, w4-machete"),
         (["--widths", "5"], "use one of 2, 3, 4, 6, 8"),
         (["--batches", "1,x"], "--batches has 'x'"),
         (["--max-model-len", "100"], "raise it"),
