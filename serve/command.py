@@ -29,6 +29,16 @@ READ = (SERVED_NAME, ADDITIONAL_CONFIG, SPECULATIVE_CONFIG, *OWNED)
 """vLLM options that are looked at; every other one passes through."""
 
 
+GRAPH_TOKENS = 512
+"""Tokens of the largest step with a CUDA graph, unless the operator decides: vLLM stops at twice its --max-num-seqs, and a step
+without a graph takes as long as the host needs to launch it, 30 ms and more."""
+
+CAPTURE_SIZE = "--max-cudagraph-capture-size"
+DECIDES_GRAPHS = (
+    CAPTURE_SIZE, "--cudagraph-capture-sizes", "--compilation-config", "-cc", "-O", "--optimization-level", "--enforce-eager",
+)  # fmt: skip
+"""vLLM options by which an operator decides about graphs."""
+
 DRAFT_TOKENS = 2
 """Tokens drafted at a time, unless the operator says otherwise."""
 
@@ -69,6 +79,7 @@ def vllm_arguments(
         WORKER_CLASS,
         SCHEDULER,
         SCHEDULER_CLASS,
+        *_capture_size(passed),
         *_speculative_config(given[SPECULATIVE_CONFIG], passed, options.draft_width, draft_tokens),
         ADDITIONAL_CONFIG,
         json.dumps({**_additional_config(given[ADDITIONAL_CONFIG]), **options.to_additional_config()}),
@@ -117,6 +128,12 @@ def _check_passed(argument: str) -> None:
     owner = next((option for option in READ if len(name) > 3 and option.startswith(name)), None)
     if owner is not None:
         raise InputError(f"{name} looks like an abbreviation of {owner}; write it in full")
+
+
+def _capture_size(passed: Sequence[str]) -> list[str]:
+    """The argument for graphs of steps of up to GRAPH_TOKENS; none if the operator decides."""
+    decides = any(argument.split("=")[0].split(".")[0].startswith(DECIDES_GRAPHS) for argument in passed)
+    return [] if decides else [CAPTURE_SIZE, str(GRAPH_TOKENS)]
 
 
 def _normalized(argument: str) -> str:

@@ -14,6 +14,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from matgptq_vllm.kernels.gemm import widths_of
+from matgptq_vllm.kernels.launch import Launcher
 from matgptq_vllm.kernels.layout import UNIT_K, padded
 
 _UNIT_K = tl.constexpr(UNIT_K)
@@ -89,6 +90,9 @@ def _widths_of(token_profiles, profile_widths, done_width, rows, m, WIDTHS: tl.c
     return widths
 
 
+_arranging = Launcher(_arrange_kernel)
+
+
 def arrange(
     x: torch.Tensor,
     token_profiles: torch.Tensor,
@@ -115,11 +119,19 @@ def arrange(
     units_k, places = padded(k, UNIT_K) // UNIT_K, tiles * block_m
     numbers = x.new_empty(tiles + places, dtype=torch.int32)
     result = Arranged(x.new_empty(units_k, places, UNIT_K), numbers[places:], numbers[:places])
-    _arrange_kernel[(units_k, triton.cdiv(m, ROWS_PER_PROGRAM))](
-        x, result.x, result.tile_widths, result.row_places, token_profiles, profile_widths,
-        token_profiles if done_width is None else done_width, m, k, x.stride(0), places,
-        WIDTHS=tuple(widths), SOME_DONE=done_width is not None, ROWS=max(triton.next_power_of_2(m), ROWS_PER_PROGRAM),
-        BLOCK=ROWS_PER_PROGRAM, BLOCK_M=block_m,
-        MAX_TILES=triton.next_power_of_2(tiles), PDL=pdl, num_warps=4, launch_pdl=pdl,
+    stride = x.stride(0)
+    _arranging.launch(
+        (x.dtype, x.device, k, stride, places),
+        (units_k, -(-m // ROWS_PER_PROGRAM), 1),
+        (
+            x, result.x, result.tile_widths, result.row_places, token_profiles, profile_widths,
+            token_profiles if done_width is None else done_width, m, k, stride, places,
+        ),
+        {
+            "WIDTHS": tuple(widths), "SOME_DONE": done_width is not None,
+            "ROWS": max(triton.next_power_of_2(m), ROWS_PER_PROGRAM), "BLOCK": ROWS_PER_PROGRAM, "BLOCK_M": block_m,
+            "MAX_TILES": triton.next_power_of_2(tiles), "PDL": pdl,
+        },
+        num_warps=4, launch_pdl=pdl,
     )  # fmt: skip
     return result

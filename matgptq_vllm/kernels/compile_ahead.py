@@ -25,9 +25,13 @@ from matgptq_vllm.kernels import dispatch, tuning
 from matgptq_vllm.kernels.lanes_ptx import bits_needed
 from matgptq_vllm.kernels.layout import num_planes
 from matgptq_vllm.kernels.resident import resident_zeros
+from matgptq_vllm.kernels.wide_config import wide_runs
 
 ROWS = (1, 4, 8, 16, 32, 64, 128, 256, 511)
 """One number of rows for every configuration that products of fewer rows than ``dense_from`` have."""
+
+MORE_ROWS = (512, 1024)
+"""The same for rows of several widths from ``dense_from`` on, up to ``wide_config.WIDE_TO``."""
 
 MAX_PROCESSES = 32
 
@@ -64,7 +68,7 @@ class Call:
     width: int
     """Of all rows; the kernels for several widths have a loop for each, so one is enough up to ``dense_from``."""
     captured: bool
-    """Whether to call what a CUDA graph would capture."""
+    """Whether to call what a CUDA graph would capture, which is also what rows of several widths run."""
 
 
 def calls(kinds: Iterable[LayerKind], device: torch.device) -> list[Call]:
@@ -78,7 +82,8 @@ def calls(kinds: Iterable[LayerKind], device: torch.device) -> list[Call]:
             continue
         result += [Call(kind, from_rows, width, False) for width in kind.widths]
         if len(kind.widths) > 1:
-            result.append(Call(kind, from_rows, kind.widths[0], True))
+            more = [rows for rows in MORE_ROWS if rows >= from_rows] if wide_runs(device) else [from_rows]
+            result += [Call(kind, rows, kind.widths[0], True) for rows in more]
     return result
 
 

@@ -253,8 +253,8 @@ def expand(
     even_k = k % UNIT_K == 0
     units = -(-num_rows // UNIT_N) * units_k
     _expanding.launch(
-        (widths, rule, group_size, even_k, whole, out.dtype, scales.dtype, out.device),
-        -(-units // NUM_WARPS),
+        (out.dtype, scales.dtype, out.device),
+        (-(-units // NUM_WARPS), 1, 1),
         (*given, scales, out, value, first_row, num_rows, k, units_k),
         {
             "WIDTHS": widths, "RULE": rule, "GROUP": group_size, "EVEN_K": even_k, "WARPS": NUM_WARPS,

@@ -5,9 +5,12 @@ rows                                       kernel
                                            up to 16 rows for those that hold no others
 up to 16                                   ``gemm.sliced_gemm``: fused; all of these read the widths of the rows on the device
 fewer than ``tuning.dense_from``           ``wide.wide_gemm``, where it runs (Hopper); else ``gemm.sliced_gemm``
-more, and the host may decide              ``dense.dense_linear``: weights of one width at a time, then cuBLAS
-more, while a CUDA graph is captured       both: a replay has rows of other widths, so ``dense.dense_linear`` computes all rows
-                                           at the widest, which the device knows, then ``gemm.sliced_gemm`` the narrower ones
+more, of one width, as the host knows      ``dense.dense_linear``: weights of one width at a time, then cuBLAS
+more, of several widths, or while a        up to ``WIDE_TO`` ``wide.wide_gemm``, where it runs: it is launched once, however
+CUDA graph is captured                     many widths there are, and a replay may have rows of any
+still more, and the host may decide        ``dense.dense_linear``, a width after the other
+still more, while a graph is captured      both: ``dense.dense_linear`` computes all rows at the widest, which the device knows,
+                                           then ``gemm.sliced_gemm`` the narrower ones
 """
 
 from collections.abc import Sequence
@@ -23,7 +26,7 @@ from matgptq_vllm.kernels.resident import KERNEL_DTYPES
 from matgptq_vllm.kernels.segments import rows_of_width
 from matgptq_vllm.kernels.small_config import small_config, small_runs
 from matgptq_vllm.kernels.tables import bucket
-from matgptq_vllm.kernels.wide_config import WIDE_FROM, wide_config, wide_runs
+from matgptq_vllm.kernels.wide_config import WIDE_FROM, WIDE_TO, wide_config, wide_runs
 
 cache_keys.derive([dense._expand_kernel, arrange._arrange_kernel, gemm._gemm_kernel])
 
@@ -69,9 +72,10 @@ def sliced_linear(
         return dense.dense_linear(x, planes, scales, n, k, [(widths[0], None)], group_size, rule, bias)
     # With one width nothing is looked up, and no order of rows is better than another.
     order = row_order if len(widths) > 1 else None
+    prefers_wide = WIDE_FROM <= m <= (WIDE_TO if many else m) and wide_runs(x.device)
     if many and host_decides:
         rows = rows_of_width(m, step_profiles, row_order, host_profile_widths)
-        if rows is not None:
+        if rows is not None and (len(rows) == 1 or not prefers_wide):
             return dense.dense_linear(x, planes, scales, n, k, rows, group_size, rule, bias)
         # Fewer rows than the step has: its order would lead beyond them.
         order = None
@@ -98,11 +102,11 @@ def sliced_linear(
         )  # fmt: skip
         return y
 
+    if small_runs(x.device, m, widths, rule):
+        return small()
+    if prefers_wide:
+        return wide()
     if not many:
-        if small_runs(x.device, m, widths, rule):
-            return small()
-        if m >= WIDE_FROM and wide_runs(x.device):
-            return wide()
         return fused()
     widest = profile_widths.index_select(0, token_profiles[:m]).amax()
     width = dense.WidthOnDevice(widest, tuple(widths))

@@ -19,27 +19,34 @@ class Launcher:
     def __init__(self, function: Any) -> None:
         """
         Args:
-            function: decorated by ``triton.jit``; its integers are not specialized.
+            function: decorated by ``triton.jit``.
         """
         self._function = function
         self._compiled: dict[Hashable, Any] = {}
 
     def launch(
-        self, key: Hashable, programs: int, arguments: tuple[Any, ...], constants: Mapping[str, Any], **options: int
+        self,
+        key: Hashable,
+        grid: tuple[int, int, int],
+        arguments: tuple[Any, ...],
+        constants: Mapping[str, Any],
+        **options: int,
     ) -> None:
-        """Launch ``programs`` programs.
+        """Launch a grid of programs.
 
         Args:
-            key: whatever may differ between calls and selects the compiled kernel: types, device, constants, options.
-            arguments: tensors and integers, in the function's order.
+            key: what beside ``constants`` and ``options`` may differ between calls and selects the compiled kernel: the device,
+                types of arguments, integers that Triton may specialize.
+            arguments: tensors, descriptors and integers, in the function's order.
             constants: the function's other parameters, in its order.
         """
         if any(isinstance(argument, Tensor) and argument.data_ptr() % ALIGNMENT for argument in arguments):
-            self._function[(programs,)](*arguments, **constants, **options)
+            self._function[grid](*arguments, **constants, **options)
             return
+        key = (key, *constants.values(), *options.values())
         compiled = self._compiled.get(key)
         if compiled is None:
             # Triton's interpreter returns none.
-            self._compiled[key] = self._function[(programs,)](*arguments, **constants, **options)
+            self._compiled[key] = self._function[grid](*arguments, **constants, **options)
         else:
-            compiled[(programs, 1, 1)](*arguments, *constants.values())
+            compiled[grid](*arguments, *constants.values())

@@ -31,6 +31,7 @@ from matgptq_vllm.kernels.arrange import Arranged
 from matgptq_vllm.kernels.gemm import with_slot
 from matgptq_vllm.kernels.gluon_names import barrier, let_next_start, wait_for_others
 from matgptq_vllm.kernels.lanes import bits_needed
+from matgptq_vllm.kernels.launch import Launcher
 from matgptq_vllm.kernels.layout import PLANE_WIDTHS, UNIT_K, UNIT_N
 from matgptq_vllm.kernels.wide_config import GROUPS, REGISTERS, WideConfig
 from matgptq_vllm.kernels.wide_layouts import WARPS, sums_layout
@@ -224,6 +225,9 @@ def _wide_kernel(
     )  # fmt: skip
 
 
+_multiplying = Launcher(_wide_kernel)
+
+
 def wide_gemm(
     arranged: Arranged,
     y: torch.Tensor,
@@ -267,12 +271,19 @@ def wide_gemm(
     block = [config.block_m, 64]
     dtype = gl.bfloat16 if y.dtype == torch.bfloat16 else gl.float16
     x = TensorDescriptor.from_tensor(arranged.x.view(-1, UNIT_K), block, gl.NVMMASharedLayout.get_default_for(block, dtype))
-    _wide_kernel[(split, tiles_n, programs_m)](
-        x, token_profiles, profile_widths, *given, scales, y if bias is None else bias, y, workspace, locks,
-        arranged.row_places, m, n, units_n, units_k, rows,
-        WIDTHS=tuple(widths), RULE=rule, GROUP=group_size, HAS_BIAS=bias is not None, SPLIT=split,
-        ROWS=max(triton.next_power_of_2(m), 128) if len(widths) > 1 else 1,
-        BLOCK_M=config.block_m, TILES=config.tiles, STAGES=config.stages, REGISTERS=REGISTERS,
-        PDL=config.pdl, CODE=WideCode("bf16" if y.dtype == torch.bfloat16 else "f16"), num_warps=4, launch_pdl=config.pdl,
+    _multiplying.launch(
+        (y.dtype, scales.dtype, None if bias is None else bias.dtype, y.device, n, units_n),
+        (split, tiles_n, programs_m),
+        (
+            x, token_profiles, profile_widths, *given, scales, y if bias is None else bias, y, workspace, locks,
+            arranged.row_places, m, n, units_n, units_k, rows,
+        ),
+        {
+            "WIDTHS": tuple(widths), "RULE": rule, "GROUP": group_size, "HAS_BIAS": bias is not None, "SPLIT": split,
+            "ROWS": max(triton.next_power_of_2(m), 128) if len(widths) > 1 else 1, "BLOCK_M": config.block_m,
+            "TILES": config.tiles, "STAGES": config.stages, "REGISTERS": REGISTERS, "PDL": config.pdl,
+            "CODE": WideCode("bf16" if y.dtype == torch.bfloat16 else "f16"),
+        },
+        num_warps=4, launch_pdl=config.pdl,
     )  # fmt: skip
     return y

@@ -11,6 +11,10 @@ from matgptq_vllm.kernels.layout import UNIT_K, UNIT_N, padded
 WIDE_FROM = 17
 """Rows from which it is faster than the products for few rows."""
 
+WIDE_TO = 1024
+"""Rows up to which it is better, where rows have several widths, than products of one width at a time: those take the host
+longer than the GPU."""
+
 CAPABILITY_MAJOR = 9
 """Hopper: the only GPUs with its tensor core instructions (wgmma)."""
 

@@ -1,6 +1,7 @@
 """kernels.dispatch: which kernel is called with what, without calling it."""
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from matgptq_vllm.core.errors import UnsupportedError
 from matgptq_vllm.kernels import dispatch
 from matgptq_vllm.kernels.config import Config
+from matgptq_vllm.kernels.wide_config import WideConfig
 
 N, K, DENSE_FROM = 24, 64, 6
 MAX_TOKENS = 9
@@ -98,6 +100,41 @@ def test_a_captured_graph_never_holds_what_the_host_decided(kernels: Kernels) ->
 def test_rows_that_are_not_the_steps_are_looked_up_on_the_device_in_no_order(kernels: Kernels) -> None:
     kernels.call(8)
     check_device_decides(kernels, None)
+
+
+@pytest.fixture
+def wide(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """As on Hopper: rows of the calls of the product that is there for 4 to 8 rows."""
+    rows: list[int] = []
+    stand_in = SimpleNamespace(wide_gemm=lambda arranged, y, *_: rows.append(len(y)) or y)
+    monkeypatch.setattr(dispatch, "_for_hopper", lambda: (None, stand_in))
+    monkeypatch.setattr(dispatch, "wide_runs", lambda device: True)
+    monkeypatch.setattr(dispatch, "wide_config", lambda *_: WideConfig(32, 1))
+    monkeypatch.setattr(dispatch.arrange, "arrange", lambda *_: None)
+    monkeypatch.setattr(dispatch, "WIDE_FROM", 4)
+    monkeypatch.setattr(dispatch, "WIDE_TO", 8)
+    return rows
+
+
+def test_on_hopper_more_rows_of_several_widths_are_one_launch(kernels: Kernels, wide: list[int]) -> None:
+    kernels.call(DENSE_FROM - 1)
+    kernels.call(8, counts=(3, 5, 0))
+    kernels.call(8, counts=(2, 6, 0), host_decides=False)
+    kernels.call(8)  # rows that are not the step's
+    assert wide == [DENSE_FROM - 1, 8, 8, 8]
+    assert (kernels.dense, kernels.fused) == ([], [])
+
+
+def test_on_hopper_rows_of_one_width_and_very_many_rows_are_expanded(kernels: Kernels, wide: list[int]) -> None:
+    kernels.call(7, counts=(2, 0, 5))
+    assert rows_given(kernels) == [(8, None)]
+    kernels.dense.clear()
+    kernels.call(9)
+    assert rows_given(kernels) == [(8, [1, 2, 3]), (4, [0, 4, 5, 6, 7, 8])]
+    kernels.dense.clear()
+    kernels.call(9, host_decides=False)
+    check_device_decides(kernels, ROW_ORDER)
+    assert wide == []
 
 
 def test_a_replica_of_one_width_looks_nothing_up(kernels: Kernels) -> None:

@@ -161,3 +161,20 @@ def test_how_weights_are_held_follows_from_the_platform_and_the_type(monkeypatch
 
     monkeypatch.setattr(command, "version", version)
     assert command.engine_layout(arguments) == layout
+
+
+def test_steps_of_some_hundred_tokens_get_graphs_unless_the_operator_decides_about_graphs() -> None:
+    assert parsed(vllm_arguments("dir", ["--max-num-seqs", "64"], OPTIONS, PROFILES))["--max-cudagraph-capture-size"] == ["512"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--enforce-eager"], ["--enforce_eager"], ["-O0"], ["-O", "1"], ["-cc.mode=0"], ["--compilation-config", "{}"],
+        ["--max-cudagraph-capture-size", "8"], ["--cudagraph-capture-sizes", "1", "8"],
+    ],
+)  # fmt: skip
+def test_an_operators_word_about_graphs_stands(given: list[str]) -> None:
+    arguments = vllm_arguments("dir", given, OPTIONS, PROFILES)
+    assert arguments.count("--max-cudagraph-capture-size") == given.count("--max-cudagraph-capture-size")
+    assert "512" not in arguments
