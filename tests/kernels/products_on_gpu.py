@@ -36,7 +36,7 @@ class Layer:
         self.weights = [dequantize(codes, scales, width, rule, group, torch.float64) for width in widths]
         self.n, self.k, self.rule, self.group, self.widths = n, k, rule, group, widths
         self.table = torch.tensor(widths, dtype=torch.int32)
-        self.x = torch.randn(512, k, generator=generator).to("cuda", dtype)
+        self.x = torch.randn(1024, k, generator=generator).to("cuda", dtype)
         self.bias = torch.randn(n, generator=generator).to("cuda", dtype)
 
     def product(self, profiles: torch.Tensor, planes: list[torch.Tensor]) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("products_on_gpu.py")
-ROWS = "1,2,3,5,7,16,17,33,64,100,257"
+ROWS = "1,2,3,5,7,16,17,33,64,100,257,700"
 ALL = "2,3,4,6,8"
 
 
