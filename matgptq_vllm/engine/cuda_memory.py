@@ -101,10 +101,13 @@ class CudaMemory:
         for address, size in self._extents:
             _call("cuMemUnmap", _address(address), _size(size))
 
-    def restore(self) -> None:
+    def filled(self) -> None:
         with torch.cuda.device(self._device):
             # Freed blocks that PyTorch keeps are memory that the driver does not have.
             torch.cuda.empty_cache()
+
+    def restore(self) -> None:
+        self.filled()
         for index, extent in enumerate(self._extents):
             try:
                 self._map(extent)

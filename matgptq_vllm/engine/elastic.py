@@ -118,6 +118,8 @@ class ElasticPlanes:
                 restored.append(plane)
             for _ in in_order(lambda layer: layer.load(planes), self._layers):
                 pass
+            for plane in planes:
+                self._memories[plane].filled()
         except BaseException:
             self._drop(restored)
             raise

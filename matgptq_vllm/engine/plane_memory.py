@@ -23,6 +23,9 @@ class PlaneMemory(Protocol):
     def restore(self) -> None:
         """Take memory again; UnsupportedError if there is not enough, and then all is as before the call."""
 
+    def filled(self) -> None:
+        """Called when the restored memory has its content: what was needed to fill it can be given back."""
+
 
 class HostMemory:
     """On a CPU: anonymous pages. Dropped ones read as 0, and take memory again when they are written."""
@@ -42,3 +45,6 @@ class HostMemory:
 
     def restore(self) -> None:
         """Nothing to do: a page comes back when it is written."""
+
+    def filled(self) -> None:
+        """Nothing to do: the C library gives large buffers back."""

@@ -7,6 +7,7 @@ layout, from which the kernel layout is made.
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,6 +17,13 @@ from vllm.model_executor.parameter import ModelWeightParameter
 from matgptq_vllm.core.checkpoint import ParentReader, plane_name
 from matgptq_vllm.core.shapes import KERNEL_PLANE_WIDTHS, leading_planes
 from matgptq_vllm.kernels.resident import write_kernel_planes
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all layers. PyTorch keeps freed memory for the stream that it was taken for: with a stream per layer, staging
+    tensors would add up to all that is read."""
+    return torch.cuda.Stream(device)
 
 
 class ElasticLayer:
@@ -66,7 +74,7 @@ class ElasticLayer:
             return
         device = held[0].device
         # The engine's steps go on in their own stream meanwhile.
-        stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        stream = _stream(device) if device.type == "cuda" else None
         with nullcontext() if stream is None else torch.cuda.stream(stream):
             self._load_kernel_planes(planes, [parameter.data for parameter in held])
         if stream is not None:

@@ -28,6 +28,9 @@ class Memory:
             raise UnsupportedError("out of memory")
         self.log.append(("restore", self.plane))
 
+    def filled(self) -> None:
+        self.log.append(("filled", self.plane))
+
 
 class Layer:
     def __init__(self, log: Log):
@@ -67,7 +70,7 @@ def test_rows_are_limited_before_memory_goes_and_after_it_is_filled(made) -> Non
     assert elastic.max_width == 3  # not before the planes are read
     layer.may_load.set()
     finished(elastic)
-    assert log == [("restore", 2), ("restore", 3), ("load", range(2, 4)), ("limit", 6)]
+    assert log == [("restore", 2), ("restore", 3), ("load", range(2, 4)), ("filled", 2), ("filled", 3), ("limit", 6)]
     assert (elastic.growing, elastic.max_width, elastic.failure) == (False, 6, None)
 
 
