@@ -2,7 +2,7 @@
 
 rows                                       kernel
 1                                          ``small.small_gemm``, where it runs (Hopper), for replicas that hold widths 2 or 3;
-                                           up to 16 rows for those that hold no others
+                                           2 to 4 and 9 to 16 rows for those that hold no others
 up to 16                                   ``gemm.sliced_gemm``: fused; all of these read the widths of the rows on the device
 fewer than ``tuning.dense_from``           ``wide.wide_gemm``, where it runs (Hopper); else ``gemm.sliced_gemm``
 more, of one width, as the host knows      ``dense.dense_linear``: weights of one width at a time, then cuBLAS

@@ -18,6 +18,9 @@ SMALL_TO = 16
 ROW_ROOMS = (1, 4, 8, 16)
 """Ranges of M, by their largest, each of which has a configuration of its own."""
 
+_WINS = (range(2, 5), range(9, SMALL_TO + 1))
+"""Rows at which narrow widths alone are faster here than in kernels.gemm, by measurement: 5 to 8 rows are not."""
+
 NUM_WARPS = 8
 MANY_TILES = 8
 """Per multiprocessor: then programs have more tiles side by side, and fewer warps share one."""
@@ -80,8 +83,8 @@ def small_runs(device: torch.device, m: int, widths: Sequence[int], rule: SliceR
     """
     if not takes_digits(widths[0], rule):
         return False
-    most = SMALL_TO if takes_digits(widths[-1], rule) else 1
-    return m <= most and wide_runs(device)
+    wins = m == 1 or (takes_digits(widths[-1], rule) and any(m in rows for rows in _WINS))
+    return wins and wide_runs(device)
 
 
 @lru_cache(maxsize=4096)

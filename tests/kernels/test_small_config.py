@@ -51,7 +51,8 @@ def test_it_runs_one_row_beside_wide_widths_and_more_where_all_take_digits(monke
     runs = {
         widths: [m for m in range(1, 20) if small_runs(device, m, widths, "curved")] for widths in ((2,), (2, 3), (2, 8), (4,))
     }
-    assert runs == {(2,): list(range(1, 17)), (2, 3): list(range(1, 17)), (2, 8): [1], (4,): []}
+    few = [1, 2, 3, 4, *range(9, 17)]
+    assert runs == {(2,): few, (2, 3): few, (2, 8): [1], (4,): []}
 
 
 def test_it_does_not_run_without_a_gpu() -> None:
