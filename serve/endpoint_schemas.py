@@ -71,6 +71,7 @@ _MODEL = _object(
                 "base": _COST,
                 **{kind: {"type": "object", "additionalProperties": _COST} for kind in ("fixed", "decode", "prefill")},
                 "context": _COST,
+                "prompts": _COST,
             }
         ),
     }

@@ -132,7 +132,7 @@ class Forecast:
                 )
                 for more in (1.0, 2.0)
             )
-            prompt = self._prompt * self._model.prompt_token_ms(profile)
+            prompt = self._model.prompt_ms(profile, self._prompt)
             costs.append(StepCost(2 * one - two, two - one, prompt, bits))
         return Scene(
             costs=costs,
@@ -204,7 +204,7 @@ class Forecast:
 
     def _prompt_share(self, profile: str, rate: float) -> float:
         """Share of time that the prompts of those who come take: they make the steps of the others longer."""
-        return min(rate * self._prompt * self._model.prompt_token_ms(profile), MAX_PROMPT_SHARE)
+        return min(rate * self._model.prompt_ms(profile, self._prompt), MAX_PROMPT_SHARE)
 
 
 @dataclass

@@ -1,10 +1,11 @@
 """Milliseconds per engine step, as a function of the step's work. Learned from the engine's own steps.
 
     step_ms = base + sum over profiles p of ( fixed[p] * min(1, work[p]) + decode[p] * tokens[p] + prefill[p] * prompt[p] )
-                   + context * context tokens
+                   + prompts * min(1, all prompt tokens) + context * context tokens
 
-``work[p]`` is tokens[p] + prompt[p]: the fixed cost is that of reading the profile's weights, which a step pays once. No
-coefficient is negative, so more work is never predicted to take less time.
+``work[p]`` is tokens[p] + prompt[p]: the fixed cost is that of reading the profile's weights, which a step pays once.
+``prompts`` is what a step takes longer because it computes prompts, however short: other kernels, and no graph of the whole
+step. No coefficient is negative, so more work is never predicted to take less time.
 
 Steps alike share a cell, which keeps the mean of its last steps (``serve.step_cells``); the coefficients are fitted to the
 cells, not to the steps (``serve.step_fit``). A machine is faster at some times than at others, and what is known of widths that
@@ -24,7 +25,7 @@ from serve.step_errors import StepErrors
 from serve.step_fit import StepFit
 from serve.stored_numbers import count_of, is_number, numbers_of
 
-FORMAT = 1
+FORMAT = 2
 """Version of the JSON document."""
 
 CLIP = 4.0
@@ -118,9 +119,11 @@ class LatencyModel:
         """
         return self._pace * self._predict(self._columns.features(load))
 
-    def prompt_token_ms(self, profile: str) -> float:
-        """Predicted milliseconds that one more prompt token adds to a step."""
-        return self._pace * self._fit.coefficients[self._columns.column("prefill", profile)]
+    def prompt_ms(self, profile: str, tokens: float) -> float:
+        """Predicted milliseconds that a prompt adds to a step that computed none."""
+        coefficients = self._fit.coefficients
+        each = coefficients[self._columns.column("prefill", profile)]
+        return self._pace * (coefficients[self._columns.prompts] * min(1.0, tokens) + each * tokens)
 
     def observe(self, load: StepLoad, measured_ms: float) -> None:
         """Learn from one step. Steps without work, and times that are not positive and finite, are ignored.
@@ -148,12 +151,12 @@ class LatencyModel:
             self._fit.fit(self._cells, self._steps)
 
     def coefficients(self) -> dict[str, Any]:
-        """Milliseconds: ``base`` per step, ``fixed`` per profile and step, the others per token."""
+        """Milliseconds: ``base`` per step, ``prompts`` per step with any, ``fixed`` per profile and step, others per token."""
         found = [self._pace * coefficient for coefficient in self._fit.coefficients]
         tables = {
             kind: {name: found[self._columns.column(kind, name)] for name in self.profiles} for kind in self._columns.first
         }
-        return {"base": found[BASE], **tables, "context": found[self._columns.context]}
+        return {"base": found[BASE], **tables, "context": found[self._columns.context], "prompts": found[self._columns.prompts]}
 
     def to_json(self) -> dict[str, Any]:
         """Everything that the model knows, for ``restore``; but the pace and its errors, which are of now."""

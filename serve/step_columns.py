@@ -1,4 +1,5 @@
-"""The terms of a step's time, as columns of a linear model: one for the step itself, three per profile, one for context."""
+"""The terms of a step's time, as columns of a linear model: one for the step itself, three per profile, one for context, and
+one for whether prompts are computed."""
 
 import math
 from collections.abc import Sequence
@@ -26,10 +27,13 @@ class StepColumns:
         """Kind -> column of the narrowest profile; the others follow."""
 
         self.context = 1 + len(KINDS) * count
-        """Column of the context tokens, the last one."""
+        """Column of the context tokens."""
+
+        self.prompts = self.context + 1
+        """Column of steps that compute prompts, the last one."""
 
     def __len__(self) -> int:
-        return self.context + 1
+        return self.prompts + 1
 
     def column(self, kind: str, profile: str) -> int:
         """Where the cost ``kind`` of ``profile`` is; KeyError if there is none."""
@@ -49,6 +53,9 @@ class StepColumns:
                 index = self._index[name]
                 features[prefill + index] = float(tokens)
                 features[fixed + index] = min(1.0, features.get(fixed + index, 0.0) + float(tokens))
+        prompt_tokens = sum(load.prefill.values())
+        if prompt_tokens > 0:
+            features[self.prompts] = min(1.0, float(prompt_tokens))
         if load.context_tokens > 0:
             features[self.context] = float(load.context_tokens)
         return features

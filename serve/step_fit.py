@@ -57,6 +57,7 @@ class StepFit:
         context = self._columns.context
         for _ in range(SWEEPS):
             self._descend(gram, target, BASE, prior, 0.0)
+            self._descend(gram, target, self._columns.prompts, prior, 0.0)
             self._descend(gram, target, context, prior * TYPICAL_CONTEXT**2, 0.0)
             for kind, first in self._columns.first.items():
                 known = [index for index in range(len(self._bits)) if gram[first + index][first + index] > 0]

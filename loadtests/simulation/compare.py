@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from loadtests.simulation.engine import BLOCK_CPU, CPU, GPU, ROWS, SHAKY_CPU, WIDTHS, Hardware
+from loadtests.simulation.engine import BLOCK_CPU, CPU, GPU, H200, ROWS, SHAKY_CPU, WIDTHS, Hardware
 from loadtests.simulation.oracle import plan, spans_of
 from loadtests.simulation.policies import Controlled, Fixed, Plan, Run, serve
 from loadtests.simulation.trace import Arrival, Traffic, draw
@@ -27,6 +27,7 @@ class Scenario:
 
 SCENARIOS = {
     "gpu": Scenario(GPU, Traffic(4.0), 20.0),
+    "h200": Scenario(H200, Traffic(4.0, prompt_tokens=80, output_tokens=192), 4.9),
     "cpu": Scenario(CPU, Traffic(1.8, prompt_tokens=60, output_tokens=60), 60.0),
     "block": Scenario(BLOCK_CPU, Traffic(0.9, prompt_tokens=16, output_tokens=32), 95.0),
     "rows": Scenario(ROWS, Traffic(2.5, prompt_tokens=100), 21.0),

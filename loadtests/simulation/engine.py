@@ -66,12 +66,15 @@ class Hardware:
     wander: tuple[tuple[float, float], ...] = ()
     """Noise that lasts: (standard deviation of the logarithm of a step's time, steps after which 1/e of it is left)."""
 
+    prompts: float = 0.0
+    """Per step that computes prompts, however many."""
+
     prompt_noise: float = 0.0
     """Standard deviation of the logarithm of what the prompts in a step cost."""
 
     def step_ms(self, decode: Sequence[int], prefill: Sequence[float], context: int, at_s: float) -> float:
         """Without noise."""
-        total = self.base + self.context * context
+        total = self.base + self.context * context + (self.prompts if any(prefill) else 0.0)
         for width, (sequences, prompts) in enumerate(zip(decode, prefill, strict=True)):
             if sequences or prompts:
                 padded = -(-sequences // PAD) * PAD
@@ -83,6 +86,13 @@ class Hardware:
 
 GPU = Hardware("gpu", 2.0, (2.6, 3.9, 5.0, 7.6, 10.0), (0.09, 0.10, 0.10, 0.12, 0.14), 1.08, 0.02, 1e-4, 0.04)
 """Reading the weights dominates: the shape of an 8B model on one large GPU."""
+
+H200 = Hardware(
+    "h200", 0.5, (1.9, 2.1, 2.4, 2.75, 2.95), (0.03,) * 5, 1.0, 0.0025, 2.5e-4, 0.06,
+    max_running=64, max_batched_tokens=8192, prompts=6.0,
+)  # fmt: skip
+"""What a server of an 8B model on an H200 learned of itself, rounded (docs/results/server-h200): every step that computes a
+prompt, however short, runs other kernels and takes 10 ms where others take 3."""
 
 CPU = Hardware("cpu", 6.0, (4.0, 5.5, 6.0, 9.0, 11.0), (0.9, 1.2, 1.15, 1.6, 1.75), 0.95, 0.25, 1e-4, 0.08)
 """Costs per token dominate, and widths that are no power of two cost extra."""

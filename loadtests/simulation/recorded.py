@@ -31,27 +31,29 @@ SEED = 0
 class Fitted(Hardware):
     """An engine whose steps take what a server's latency model says."""
 
-    prompts: tuple[float, ...] = ()
+    prompt_tokens: tuple[float, ...] = ()
     """Milliseconds per prompt token at each of WIDTHS."""
 
     @classmethod
     def of(cls, model: Mapping[str, Any], max_running: int, max_batched_tokens: int) -> "Fitted":
         """The engine behind ``latency_model`` of ``GET /v1/precisions``."""
         known = model["coefficients"]
-        read, token, prompts = (tuple(known[kind][name] for name in PROFILES) for kind in ("fixed", "decode", "prefill"))
+        read, token, prompt = (tuple(known[kind][name] for name in PROFILES) for kind in ("fixed", "decode", "prefill"))
         # A normal deviation whose mean size is the model's mean error.
         noise = model["mean_error"] * math.sqrt(math.pi / 2)
         return cls(
             "fitted", known["base"], read, token, 1.0, 0.0, known["context"], noise, 0.0,
-            max_running=max_running, max_batched_tokens=max_batched_tokens, prompts=prompts,
+            max_running=max_running, max_batched_tokens=max_batched_tokens, prompt_tokens=prompt,
+            # Servers of before knew no such cost.
+            prompts=known.get("prompts", 0.0),
         )  # fmt: skip
 
     def step_ms(self, decode: Sequence[int], prefill: Sequence[float], context: int, at_s: float) -> float:
         """Without noise; the formula of ``serve.latency_model``."""
-        total = self.base + self.context * context
+        total = self.base + self.context * context + (self.prompts if any(prefill) else 0.0)
         for width, (sequences, prompts) in enumerate(zip(decode, prefill, strict=True)):
             if sequences or prompts:
-                total += self.read[width] + self.token[width] * sequences + self.prompts[width] * prompts
+                total += self.read[width] + self.token[width] * sequences + self.prompt_tokens[width] * prompts
         return total
 
 

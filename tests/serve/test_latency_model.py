@@ -63,6 +63,25 @@ def live(model: LatencyModel, steps: int, largest: int = 30, speed: float = 1.0,
         model.observe(load, milliseconds(load, speed) * factor)
 
 
+def test_steps_that_compute_prompts_may_take_longer_however_short_these_are() -> None:
+    model, randomness = LatencyModel(PROFILES, BITS), random.Random(3)
+
+    def truth(load: StepLoad) -> float:
+        return milliseconds(load) + (6.0 if load.prefill else 0.0)
+
+    for _ in range(2000):
+        name = randomness.choice(PROFILES)
+        prefill = {name: randomness.randint(1, 400)} if randomness.random() < 0.2 else {}
+        load = StepLoad({name: randomness.randint(1, 30)}, prefill, randomness.randint(100, 4000))
+        model.observe(load, truth(load) * randomness.gauss(1, 0.05))
+    assert model.coefficients()["prompts"] == pytest.approx(6.0, rel=0.15)
+    for tokens in (1, 60, 300):
+        load = StepLoad({"4": 8}, {"4": tokens}, 2000)
+        assert model.step_ms(load) == pytest.approx(truth(load), rel=0.1)
+        assert model.prompt_ms("4", tokens) == pytest.approx(6.0 + 0.02 * tokens, rel=0.2)
+    assert model.prompt_ms("4", 0) == 0
+
+
 def test_an_empty_model_predicts_nothing() -> None:
     model = LatencyModel(PROFILES, BITS)
     assert (model.step_ms(StepLoad({"8": 3})), model.num_observations, model.mean_error) == (0.0, 0, None)
