@@ -1,4 +1,4 @@
-"""The environment of the server process: which vLLM plugins it loads."""
+"""The environment of the server process: which vLLM plugins it loads, and how long it keeps idle connections."""
 
 from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint
@@ -17,9 +17,14 @@ VLLM_GROUPS = "vllm."
 OPT_IN_GROUP = "vllm.endpoint_plugins"
 """Plugins of this group add HTTP routes; vLLM loads only those that the allowlist names."""
 
+KEEP_ALIVE, KEEP_ALIVE_S = "VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "75"
+"""vLLM closes a connection that is idle for 5 s, as long as many clients keep one for their next request: now and then both at
+once, and the request is lost. Longer than nginx (60 s) and the clients keep them, it is they who close."""
+
 
 def server_environment(environ: Mapping[str, str], installed: Iterable[EntryPoint]) -> dict[str, str]:
-    """``environ`` with an allowlist that loads our plugins and everything that would be loaded without them.
+    """``environ`` with an allowlist that loads our plugins and everything that would be loaded without them, and with idle
+    connections kept for KEEP_ALIVE_S seconds unless the operator decides.
 
     vLLM's endpoint plugins are opt-in by that allowlist, and an allowlist holds for all groups once it is set. Hence an
     operator's list is kept and ours added; without one, every installed plugin is listed that vLLM loads by itself.
@@ -35,4 +40,4 @@ def server_environment(environ: Mapping[str, str], installed: Iterable[EntryPoin
         by_itself = {point.name for point in installed if point.group.startswith(VLLM_GROUPS) and point.group != OPT_IN_GROUP}
         listed = sorted(by_itself - set(PLUGINS))
     listed += [name for name in PLUGINS if name not in listed]
-    return {**environ, ALLOWLIST: ",".join(listed)}
+    return {KEEP_ALIVE: KEEP_ALIVE_S, **environ, ALLOWLIST: ",".join(listed)}

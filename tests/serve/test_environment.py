@@ -5,7 +5,7 @@ from importlib.metadata import EntryPoint, distribution
 import pytest
 
 from matgptq_vllm.core.errors import InputError
-from serve.environment import PLUGINS, server_environment
+from serve.environment import KEEP_ALIVE, KEEP_ALIVE_S, PLUGINS, server_environment
 
 INSTALLED = [
     EntryPoint("matgptq", "x:y", "vllm.general_plugins"),
@@ -19,7 +19,13 @@ INSTALLED = [
 
 
 def test_without_an_allowlist_all_that_loads_by_itself_still_loads():
-    assert server_environment({"A": "b"}, INSTALLED) == {"A": "b", "VLLM_PLUGINS": "chip,lora," + ",".join(PLUGINS)}
+    environment = server_environment({"A": "b"}, INSTALLED)
+    assert environment == {"A": "b", "VLLM_PLUGINS": "chip,lora," + ",".join(PLUGINS), KEEP_ALIVE: KEEP_ALIVE_S}
+
+
+def test_idle_connections_are_kept_longer_than_clients_and_proxies_do_unless_the_operator_decides() -> None:
+    assert int(server_environment({}, INSTALLED)[KEEP_ALIVE]) > 60
+    assert server_environment({KEEP_ALIVE: "5"}, INSTALLED)[KEEP_ALIVE] == "5"
 
 
 @pytest.mark.parametrize(
