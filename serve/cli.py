@@ -197,8 +197,10 @@ def _own_parser() -> argparse.ArgumentParser:
 
 
 def _widths(text: str | None) -> tuple[int, ...] | None:
-    if text in (None, "none"):
-        return None if text is None else ()
+    if text is None:
+        return None
+    if text == "none":
+        return ()
     try:
         return tuple(map(int, text.split(",")))
     except ValueError:

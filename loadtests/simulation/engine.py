@@ -72,9 +72,13 @@ class Hardware:
     prompt_noise: float = 0.0
     """Standard deviation of the logarithm of what the prompts in a step cost."""
 
+    def common_ms(self, prefill: Sequence[float], context: int) -> float:
+        """What a step takes whatever the widths in it."""
+        return self.base + self.context * context + (self.prompts if any(prefill) else 0.0)
+
     def step_ms(self, decode: Sequence[int], prefill: Sequence[float], context: int, at_s: float) -> float:
         """Without noise."""
-        total = self.base + self.context * context + (self.prompts if any(prefill) else 0.0)
+        total = self.common_ms(prefill, context)
         for width, (sequences, prompts) in enumerate(zip(decode, prefill, strict=True)):
             if sequences or prompts:
                 padded = -(-sequences // PAD) * PAD

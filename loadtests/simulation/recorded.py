@@ -50,7 +50,7 @@ class Fitted(Hardware):
 
     def step_ms(self, decode: Sequence[int], prefill: Sequence[float], context: int, at_s: float) -> float:
         """Without noise; the formula of ``serve.latency_model``."""
-        total = self.base + self.context * context + (self.prompts if any(prefill) else 0.0)
+        total = self.common_ms(prefill, context)
         for width, (sequences, prompts) in enumerate(zip(decode, prefill, strict=True)):
             if sequences or prompts:
                 total += self.read[width] + self.token[width] * sequences + self.prompt_tokens[width] * prompts

@@ -101,13 +101,8 @@ class CudaMemory:
         for address, size in self._extents:
             _call("cuMemUnmap", _address(address), _size(size))
 
-    def filled(self) -> None:
-        with torch.cuda.device(self._device):
-            # Freed blocks that PyTorch keeps are memory that the driver does not have.
-            torch.cuda.empty_cache()
-
     def restore(self) -> None:
-        self.filled()
+        self._return_freed()
         for index, extent in enumerate(self._extents):
             try:
                 self._map(extent)
@@ -115,6 +110,14 @@ class CudaMemory:
                 for address, size in self._extents[:index]:
                     _call("cuMemUnmap", _address(address), _size(size))
                 raise
+
+    def filled(self) -> None:
+        self._return_freed()
+
+    def _return_freed(self) -> None:
+        """Freed blocks that PyTorch keeps are memory that the driver does not have."""
+        with torch.cuda.device(self._device):
+            torch.cuda.empty_cache()
 
     def _map(self, extent: tuple[int, int]) -> None:
         address, size = extent

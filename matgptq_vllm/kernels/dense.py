@@ -211,18 +211,13 @@ def dense_linear(
     """
     if bias is not None:
         bias = bias.to(x.dtype)
-    if len(rows_of_width) == 1 and rows_of_width[0][1] is None and rows_per_strip(n, k * x.element_size()) >= n:
-        # The host's time counts where rows are some hundred: no result that is written in parts, as few calls as can be.
-        weight = x.new_empty(n, k)
-        expand(planes, scales, rows_of_width[0][0], group_size, rule, 0, weight)
-        return torch.nn.functional.linear(x, weight, bias)
-    y = x.new_empty(x.shape[0], n)
     for width, rows in rows_of_width:
         if rows is None:
-            _product(x, planes, scales, k, width, group_size, rule, bias, y)
-        elif len(rows):
-            part = y.new_empty(len(rows), n)
-            _product(x.index_select(0, rows), planes, scales, k, width, group_size, rule, bias, part)
+            return _product(x, planes, scales, n, k, width, group_size, rule, bias)
+    y = x.new_empty(x.shape[0], n)
+    for width, rows in rows_of_width:
+        if rows is not None and len(rows):
+            part = _product(x.index_select(0, rows), planes, scales, n, k, width, group_size, rule, bias)
             y.index_copy_(0, rows.long(), part)
     return y
 
@@ -276,17 +271,21 @@ def _product(
     x: torch.Tensor,
     planes: Sequence[torch.Tensor],
     scales: torch.Tensor,
+    n: int,
     k: int,
     width: Width,
     group_size: int,
     rule: SliceRule,
     bias: torch.Tensor | None,
-    y: torch.Tensor,
-) -> None:
-    """y = x @ W.T + bias for all rows of ``x``, W at one width."""
-    n = y.shape[1]
+) -> torch.Tensor:
+    """x @ W.T + bias for all rows of ``x``, W at one width."""
     strip = rows_per_strip(n, k * x.element_size())
     workspace = x.new_empty(min(strip, n), k)
+    if strip >= n:
+        # The host's time counts where rows are some hundred: as few calls as can be.
+        expand(planes, scales, width, group_size, rule, 0, workspace)
+        return torch.nn.functional.linear(x, workspace, bias)
+    y = x.new_empty(x.shape[0], n)
     for start in range(0, n, strip):
         end = min(start + strip, n)
         weight = workspace[: end - start]
@@ -297,3 +296,4 @@ def _product(
             torch.mm(x, weight.T, out=out)
         else:
             torch.addmm(bias[start:end], x, weight.T, out=out)
+    return y

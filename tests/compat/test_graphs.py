@@ -63,6 +63,12 @@ def test_graphs_of_one_profile_are_bounded(manager: Any) -> None:
     assert len(captured) == 28
 
 
+def test_ranges_are_those_that_kernels_are_compiled_for() -> None:
+    from matgptq_vllm.kernels import compile_ahead
+
+    assert tuple(rows for rows in compile_ahead.ROWS if rows <= graphs.MAX_REQUESTS) == graphs.RANGES
+
+
 def test_a_decode_step_of_one_profile_runs_its_own_graph(manager: Any) -> None:
     assert chosen(manager, "2", 5) == ("FULL", 8, 1)
     assert chosen(manager, "8", 56) == ("FULL", 56, 2)
