@@ -11,6 +11,7 @@ RUN = """
 import json, os, sys, torch
 from matgptq_vllm.kernels import compile_ahead, tuning
 from matgptq_vllm.kernels.compile_ahead import Call, LayerKind
+from matgptq_vllm.kernels.wide_config import wide_runs
 
 device = torch.device(sys.argv[1])
 os.environ[compile_ahead.DIRECTORY_VARIABLE] = sys.argv[3]
@@ -22,7 +23,8 @@ wanted = compile_ahead.calls([small, other, small], device)
 dense_from = tuning.dense_from(small.n, small.k, device)
 of_small = [call for call in wanted if call.kind == small]
 found["each kind once"] = len(of_small) == len(set(of_small))
-found["every range of rows"] = {call.rows for call in of_small} == {*compile_ahead.ROWS, dense_from}
+more = {rows for rows in compile_ahead.MORE_ROWS if rows >= dense_from} if wide_runs(device) else set()
+found["every range of rows"] = {call.rows for call in of_small} == {*compile_ahead.ROWS, dense_from, *more}
 found["every width of many rows"] = {call.width for call in of_small if call.rows == dense_from} == {2, 4}
 few = LayerKind(40, 136, (2,), -1, "curved", "bfloat16", "bfloat16", most_rows=64)
 found["no more rows than there are"] = [call.rows for call in compile_ahead.calls([few], device)] == [
@@ -59,7 +61,7 @@ json.dump(found, open(sys.argv[2], "w"))
 def found(tmp_path_factory: pytest.TempPathFactory, run_kernels: Callable[..., None]) -> dict[str, bool]:
     """What holds."""
     folder: Path = tmp_path_factory.mktemp("compile_ahead")
-    run_kernels(RUN, "cuda" if torch.cuda.is_available() else "cpu", folder / "found.json", folder / "cache")
+    run_kernels(RUN, "cuda:0" if torch.cuda.is_available() else "cpu", folder / "found.json", folder / "cache")
     result: dict[str, bool] = json.loads((folder / "found.json").read_text())
     return result
 

@@ -63,6 +63,12 @@ class Layer:
         codes, scales = self.codes_and_scales()
         return dequantize(codes, scales, width, self.rule, self.group_size, torch.float64)
 
+    def steps(self) -> torch.Tensor:
+        """float64 [n, k]: what a code's last bit is worth."""
+        _, scales = self.codes_and_scales()
+        size = self.k if self.group_size == -1 else self.group_size
+        return scales.double().repeat_interleave(size, dim=1)[:, : self.k]
+
 
 @dataclass(frozen=True)
 class Expansion:
@@ -154,11 +160,14 @@ def test_an_expanded_layer_is_its_weights_rounded_once(case: Expansion, found: d
     exact = case.layer.weights(case.width)[case.first_row : case.first_row + case.rows]
     result = found[case]
     error = (result[:-1].double() - exact).abs()
-    # Half a unit in the last place; Triton's interpreter truncates to bfloat16. On a GPU also what levels of half precision
-    # are off by.
+    # Half a unit in the last place; Triton's interpreter truncates to bfloat16.
     unit = 2.0**-7 if case.layer.dtype == torch.bfloat16 else 2.0**-10
-    allowed = 0.5 * unit + 2e-3 if ON_GPU else unit * (1.0 if case.layer.dtype == torch.bfloat16 else 0.5)
-    assert (error <= allowed * exact.abs()).all(), (error / exact.abs()).nan_to_num().max()
+    allowed = unit * (1.0 if case.layer.dtype == torch.bfloat16 and not ON_GPU else 0.5) * exact.abs()
+    if ON_GPU:
+        # What levels of half precision are off by: a share of the level, and of a step of 8 bits, which levels near 0 are small
+        # against.
+        allowed += 2e-3 * exact.abs() + 0.05 * case.layer.steps()[case.first_row : case.first_row + case.rows]
+    assert (error <= allowed).all(), (error - allowed).max()
     assert result[-1].isnan().all()  # what lies behind the last row is not touched
 
 
