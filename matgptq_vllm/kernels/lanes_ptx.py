@@ -178,9 +178,10 @@ def weights(width: int, half: int, rule: SliceRule, dtype: str) -> Assembly:
         _two_terms(writer, rule)
     else:
         for i in (0, 1):
-            words = _magnitudes(writer, i, half, bits, width, rule)
-            for pair, word in enumerate(words):
-                writer.output(4 * i + pair, _signed(writer, _value(writer, word, width, rule), i, pair, width, rule))
+            magnitudes, signs = _codes(writer, i, half, bits, width, rule)
+            for pair in range(4):
+                value = _value(writer, magnitudes[pair], width, rule)
+                writer.output(4 * i + pair, _signed(writer, value, signs[pair], width, rule))
     return writer.assembly()
 
 
@@ -280,29 +281,35 @@ def _two_terms(writer: _Writer, rule: SliceRule) -> None:
                 writer.output(PAIRS * term + 4 * i + pair, result)
 
 
-def _magnitudes(writer: _Writer, i: int, half: int, bits: int, width: int, rule: SliceRule) -> list[str]:
-    """Four words with the magnitudes of codes (i, m) and (i, m + 4) in the low bytes of their halves; the rest is anything."""
+def _codes(writer: _Writer, i: int, half: int, bits: int, width: int, rule: SliceRule) -> tuple[list[str], list[str]]:
+    """Of codes (i, m) and (i, m + 4), four words with magnitudes in the low bytes of their halves, and four with signs on top.
+
+    The rest of a word is anything.
+    """
     upper = _nibbles(writer, i, half, min(bits, 4))
     if bits <= 4:
+        even, odd = writer.left(upper, 4), upper
         later = writer.left(upper, -8)
-        return [writer.left(upper, 4), upper, writer.left(later, 4), later]
-    lower = _low_nibbles(writer, i, width, rule)
-    even = writer.lop3(writer.left(upper, 4), lower, 0xF0F0F0F0, _SELECT)
-    odd = writer.lop3(upper, writer.left(lower, -4), 0xF0F0F0F0, _SELECT)
-    return [even, odd, writer.left(even, -8), writer.left(odd, -8)]
+        magnitudes = [even, odd, writer.left(later, 4), later]
+    else:
+        lower = _low_nibbles(writer, i, width, rule)
+        even = writer.lop3(writer.left(upper, 4), lower, 0xF0F0F0F0, _SELECT)
+        odd = writer.lop3(upper, writer.left(lower, -4), 0xF0F0F0F0, _SELECT)
+        magnitudes = [even, odd, writer.left(even, -8), writer.left(odd, -8)]
+    return magnitudes, [writer.left(even, 8), writer.left(odd, 8), even, odd]
 
 
 def _nibbles(writer: _Writer, i: int, half: int, bits: int) -> str:
-    """Magnitude bits 6 to 4, as far as they are among the top ``bits``, of code (i, n) in bits 4n + 2 to 4n.
+    """The sign and magnitude bits 6 to 4, as far as they are among the top ``bits``, of code (i, n) in bits 4n + 3 to 4n.
 
     The other bits are anything.
     """
     q = 2 * half + i
     result = writer.left(writer.planes[0], 2 * i)
     if bits >= 3:
-        result = writer.lop3(result, writer.left(writer.planes[1], 1 - (q ^ 1)), 0x44444444, _SELECT)
+        result = writer.lop3(result, writer.left(writer.planes[1], 1 - (q ^ 1)), 0xCCCCCCCC, _SELECT)
     if bits >= 4:
-        result = writer.lop3(result, writer.left(writer.planes[2], -q), 0x66666666, _SELECT)
+        result = writer.lop3(result, writer.left(writer.planes[2], -q), 0xEEEEEEEE, _SELECT)
     return result
 
 
@@ -315,7 +322,7 @@ def _low_nibbles(writer: _Writer, i: int, width: int, rule: SliceRule) -> str:
 
 
 def _value(writer: _Writer, word: str, width: int, rule: SliceRule) -> str:
-    """Magnitudes of a pair of weights, from a word of ``_magnitudes``."""
+    """Magnitudes of a pair of weights, from a word of ``_codes``."""
     step = 1 << (PARENT_WIDTH - width)
     if rule == "round":
         if width < PARENT_WIDTH:
@@ -331,8 +338,8 @@ def _value(writer: _Writer, word: str, width: int, rule: SliceRule) -> str:
     return writer.add(number, (0.5 if width == PARENT_WIDTH else 0.0) - writer.base)
 
 
-def _signed(writer: _Writer, value: str, i: int, pair: int, width: int, rule: SliceRule) -> str:
-    result = writer.lop3(value, writer.left(writer.planes[0], _sign_shift(i, pair)), 0x80008000, _XOR_AND)
+def _signed(writer: _Writer, value: str, signs: str, width: int, rule: SliceRule) -> str:
+    result = writer.lop3(value, signs, 0x80008000, _XOR_AND)
     if rule == "round":
         if width == PARENT_WIDTH:
             return writer.add(result, -0.5)

@@ -37,7 +37,7 @@ from matgptq_vllm.kernels.wide_config import GROUPS, REGISTERS, WideConfig
 from matgptq_vllm.kernels.wide_layouts import WARPS, sums_layout
 from matgptq_vllm.kernels.wide_output import add_shares, leave_share, write_tile
 from matgptq_vllm.kernels.wide_ptx import WideCode
-from matgptq_vllm.kernels.wide_ring import bring, new_ring
+from matgptq_vllm.kernels.wide_ring import bring, new_ring, next_stage
 from matgptq_vllm.kernels.wide_rows import count_rows, row_tile_of
 from matgptq_vllm.kernels.wide_weights import half_weights, tiles_scales, unit_words
 
@@ -49,76 +49,121 @@ def _consume(
     xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, places, rows_of_widths, tile, last_tile, split, row_tile,
     row_step, first_lock, first, last, n, units_k,
     PART: gl.constexpr, WIDTHS: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, HAS_BIAS: gl.constexpr,
-    SPLIT: gl.constexpr, BLOCK_M: gl.constexpr, TILES: gl.constexpr, STAGES: gl.constexpr,
+    SPLIT: gl.constexpr, BLOCK_M: gl.constexpr, TILES: gl.constexpr, STAGES: gl.constexpr, HALVES: gl.constexpr,
     PDL: gl.constexpr, CODE: gl.constexpr,
 ):  # fmt: skip
     """Multiply a warpgroup's tile of outputs with one row tile after the other, and store or share the sums."""
-    SUMS: gl.constexpr = sums_layout(WARPS, BLOCK_M)
     tile += PART * TILES * WARPS
-    slot, phase = 0, 0
+    at = (0, 0, 0, 0)
     width, count = row_tile_of(rows_of_widths, row_tile, WIDTHS, BLOCK_M)
     while width != 0:
-        sums = ()
-        for _ in gl.static_range(TILES):
-            sums = sums + (gl.zeros([16 * WARPS, BLOCK_M], gl.float32, SUMS),)
-        for index in gl.static_range(len(WIDTHS)):
-            if width == WIDTHS[index]:
-                sums, slot, phase = _tile_sums(
-                    sums, xs, ring, full, empty, scales, tile, last_tile, first, last, units_k, slot, phase,
-                    y_ptr.dtype.element_ty, PART, WIDTHS[index], RULE, GROUP, BLOCK_M, TILES, STAGES, CODE,
+        # A mixed batch leaves many tiles half empty: then the tensor cores work at half of the rows only.
+        if len(WIDTHS) > 1 and BLOCK_M >= 128:
+            if count <= BLOCK_M // 2:
+                at = _row_tile(
+                    xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, places, tile, last_tile, split, row_tile,
+                    first_lock, first, last, n, units_k, width, count, at,
+                    PART, WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, BLOCK_M, BLOCK_M // 2, TILES, STAGES, HALVES, PDL, CODE,
                 )  # fmt: skip
-        if PDL:
-            # The kernel before this one may still write or read what is written here.
-            wait_for_others()
-        start = row_tile * BLOCK_M
-        if SPLIT == 1:
-            write_tile(sums, scales, bias, y_ptr, places, tile, start, count, n, WIDTHS, RULE, GROUP, HAS_BIAS, BLOCK_M, TILES)
+            else:
+                at = _row_tile(
+                    xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, places, tile, last_tile, split, row_tile,
+                    first_lock, first, last, n, units_k, width, count, at,
+                    PART, WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, BLOCK_M, BLOCK_M, TILES, STAGES, HALVES, PDL, CODE,
+                )  # fmt: skip
         else:
-            SIZE: gl.constexpr = BLOCK_M * 16 * WARPS * TILES
-            number = (first_lock + row_tile) * _GROUPS + PART
-            shares = workspace + number.to(gl.int64) * (SPLIT * SIZE)
-            leave_share(sums, shares + split * SIZE, count, BLOCK_M, TILES)
-            barrier()
-            # Programs that share a tile are started one after the other, so that all of them run.
-            lock = locks + number
-            arrived = gl.atomic_add(lock, 1, sem="acq_rel") + 1
-            while arrived < SPLIT:
-                arrived = gl.atomic_add(lock, 0, sem="acquire")
-            add_shares(
-                shares, scales, bias, y_ptr, places, tile, split, start, count, n, WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT,
-                BLOCK_M, TILES,
+            at = _row_tile(
+                xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, places, tile, last_tile, split, row_tile,
+                first_lock, first, last, n, units_k, width, count, at,
+                PART, WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, BLOCK_M, BLOCK_M, TILES, STAGES, HALVES, PDL, CODE,
             )  # fmt: skip
-            if gl.atomic_add(lock, 1, sem="acq_rel") == 2 * SPLIT - 1:
-                gl.store(lock, 0)
         row_tile += row_step
         width, count = row_tile_of(rows_of_widths, row_tile, WIDTHS, BLOCK_M)
 
 
 @gluon.jit
-def _tile_sums(
-    sums, xs, ring, full, empty, scales, tile, last_tile, first, last, units_k, slot, phase,
-    DTYPE: gl.constexpr, PART: gl.constexpr, WIDTH: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr,
-    BLOCK_M: gl.constexpr, TILES: gl.constexpr, STAGES: gl.constexpr, CODE: gl.constexpr,
+def _row_tile(
+    xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, places, tile, last_tile, split, row_tile, first_lock, first,
+    last, n, units_k, width, count, at,
+    PART: gl.constexpr, WIDTHS: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, HAS_BIAS: gl.constexpr,
+    SPLIT: gl.constexpr, BLOCK_M: gl.constexpr, ROWS: gl.constexpr, TILES: gl.constexpr, STAGES: gl.constexpr,
+    HALVES: gl.constexpr, PDL: gl.constexpr, CODE: gl.constexpr,
 ):  # fmt: skip
-    """Sums, TILES times float32 [64, BLOCK_M], plus those over units first to last, weights read at WIDTH; the next stage."""
+    """Multiply the first ROWS rows of a row tile; the next stages."""
+    SUMS: gl.constexpr = sums_layout(WARPS, ROWS)
+    sums = ()
+    for _ in gl.static_range(TILES):
+        sums = sums + (gl.zeros([16 * WARPS, ROWS], gl.float32, SUMS),)
+    for index in gl.static_range(len(WIDTHS)):
+        if width == WIDTHS[index]:
+            sums, at = _tile_sums(
+                sums, xs, ring, full, empty, scales, tile, last_tile, first, last, units_k, at, y_ptr.dtype.element_ty,
+                PART, WIDTHS[index], RULE, GROUP, ROWS, TILES, STAGES, HALVES, CODE,
+            )  # fmt: skip
+    if PDL:
+        # The kernel before this one may still write or read what is written here.
+        wait_for_others()
+    start = row_tile * BLOCK_M
+    if SPLIT == 1:
+        write_tile(sums, scales, bias, y_ptr, places, tile, start, count, n, WIDTHS, RULE, GROUP, HAS_BIAS, ROWS, TILES)
+    else:
+        SIZE: gl.constexpr = BLOCK_M * 16 * WARPS * TILES
+        number = (first_lock + row_tile) * _GROUPS + PART
+        shares = workspace + number.to(gl.int64) * (SPLIT * SIZE)
+        leave_share(sums, shares + split * (ROWS * 16 * WARPS * TILES), count, ROWS, TILES)
+        barrier()
+        # Programs that share a tile are started one after the other, so that all of them run.
+        lock = locks + number
+        arrived = gl.atomic_add(lock, 1, sem="acq_rel") + 1
+        while arrived < SPLIT:
+            arrived = gl.atomic_add(lock, 0, sem="acquire")
+        add_shares(
+            shares, scales, bias, y_ptr, places, tile, split, start, count, n, WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, ROWS,
+            TILES,
+        )  # fmt: skip
+        if gl.atomic_add(lock, 1, sem="acq_rel") == 2 * SPLIT - 1:
+            gl.store(lock, 0)
+    return at
+
+
+@gluon.jit
+def _tile_sums(
+    sums, xs, ring, full, empty, scales, tile, last_tile, first, last, units_k, at,
+    DTYPE: gl.constexpr, PART: gl.constexpr, WIDTH: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr,
+    ROWS: gl.constexpr, TILES: gl.constexpr, STAGES: gl.constexpr, HALVES: gl.constexpr, CODE: gl.constexpr,
+):  # fmt: skip
+    """Sums, TILES times float32 [64, ROWS], plus those over units first to last, weights read at WIDTH; the next stages.
+
+    ``at`` has the stage of words and its phase, and those of x, of which a unit takes two.
+    """
     BITS: gl.constexpr = bits_needed(WIDTH, RULE)
-    SUMS: gl.constexpr = sums_layout(WARPS, BLOCK_M)
+    SUMS: gl.constexpr = sums_layout(WARPS, ROWS)
     LEFT: gl.constexpr = gl.DotOperandLayout(0, SUMS, 2)
     STEPS: gl.constexpr = 2 * TILES
+    slot, phase, x_slot, x_phase = at
+    words_full, x_full = full
+    words_empty, x_empty = empty
     end = last - 1
     scale_words = tiles_scales(scales, tile, last_tile, first, units_k, GROUP, TILES)
     next_scales = tiles_scales(scales, tile, last_tile, gl.minimum(first + 1, end), units_k, GROUP, TILES)
-    mbarrier.wait(full.index(slot), phase)
+    mbarrier.wait(words_full.index(slot), phase)
     words = unit_words(ring, slot, PART * TILES, BITS)
     weights = half_weights(words, scale_words[0], 0, DTYPE, WIDTH, RULE, GROUP, CODE, LEFT)
     for unit in range(first, last):
         later_scales = tiles_scales(scales, tile, last_tile, gl.minimum(unit + 2, end), units_k, GROUP, TILES)
+        x_slots = (x_slot,)
+        mbarrier.wait(x_full.index(x_slot), x_phase)
+        x_slot, x_phase = next_stage(x_slot, x_phase, HALVES)
         operands = (weights,)
         for step in gl.static_range(STEPS):
-            right = xs.index(slot * 2 + step % 2).permute((1, 0))
+            if step == 1:
+                x_slots = x_slots + (x_slot,)
+                mbarrier.wait(x_full.index(x_slot), x_phase)
+                x_slot, x_phase = next_stage(x_slot, x_phase, HALVES)
+            right = _first_rows(xs.index(x_slots[step % 2]), ROWS).permute((1, 0))
             product = warpgroup_mma(operands[step], right, sums[step // 2], is_async=True)
             sums = with_slot(sums, step // 2, product, TILES)
-            if BLOCK_M >= 128 and step >= 1:
+            if ROWS >= 128 and step >= 1:
                 # Registers are short: the operand before this one gives its up.
                 waited = warpgroup_mma_wait(1, deps=sums + (operands[step],))
                 sums = _leading(waited, TILES)
@@ -129,23 +174,31 @@ def _tile_sums(
                 made = half_weights(words, scale_words[(step + 1) // 2], (step + 1) % 2, DTYPE, WIDTH, RULE, GROUP, CODE, LEFT)
                 operands = operands + (made,)
         used = slot
-        slot += 1
-        if slot == STAGES:
-            slot, phase = 0, phase ^ 1
+        slot, phase = next_stage(slot, phase, STAGES)
         if unit < end:
-            mbarrier.wait(full.index(slot), phase)
+            mbarrier.wait(words_full.index(slot), phase)
         words = unit_words(ring, slot, PART * TILES, BITS)
         made = half_weights(words, next_scales[0], 0, DTYPE, WIDTH, RULE, GROUP, CODE, LEFT)
         # Registers of an operand must stay as they are until the product is done.
-        in_flight = operands if BLOCK_M < 128 else (operands[STEPS - 1],)
+        in_flight = operands if ROWS < 128 else (operands[STEPS - 1],)
         waited = warpgroup_mma_wait(0, deps=sums + in_flight + (made,))
         sums = _leading(waited, TILES)
         weights = waited[len(waited) - 1]
-        # All warps have read the stage.
+        # All warps have read the stages.
         barrier()
-        mbarrier.arrive(empty.index(used), count=1)
+        mbarrier.arrive(words_empty.index(used), count=1)
+        mbarrier.arrive(x_empty.index(x_slots[0]), count=1)
+        mbarrier.arrive(x_empty.index(x_slots[1]), count=1)
         scale_words, next_scales = next_scales, later_scales
-    return sums, slot, phase
+    return sums, (slot, phase, x_slot, x_phase)
+
+
+@gluon.jit
+def _first_rows(x, ROWS: gl.constexpr):
+    """The first ROWS rows of a stage of x."""
+    if x.shape[0] != ROWS:
+        x = x.slice(0, ROWS)
+    return x
 
 
 @gluon.jit
@@ -155,6 +208,15 @@ def _leading(values, COUNT: gl.constexpr):
     for index in gl.static_range(COUNT):
         result = result + (values[index],)
     return result
+
+
+@gluon.jit
+def _barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
+    """Barriers that wait for so many arrivals."""
+    barriers = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
+    for index in gl.static_range(COUNT):
+        mbarrier.init(barriers.index(index), count=ARRIVALS)
+    return barriers
 
 
 @triton.constexpr_function
@@ -167,7 +229,7 @@ def _wide_kernel(
     x_desc, token_profiles, profile_widths, plane0, plane1, plane2, plane3, plane4, scales, bias, y_ptr, workspace, locks,
     places, m, n, units_n, units_k, rows,
     WIDTHS: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, HAS_BIAS: gl.constexpr, SPLIT: gl.constexpr,
-    ROWS: gl.constexpr, BLOCK_M: gl.constexpr, TILES: gl.constexpr, STAGES: gl.constexpr,
+    ROWS: gl.constexpr, BLOCK_M: gl.constexpr, TILES: gl.constexpr, STAGES: gl.constexpr, HALVES: gl.constexpr,
     REGISTERS: gl.constexpr, PDL: gl.constexpr, CODE: gl.constexpr,
 ):  # fmt: skip
     """Grid: (SPLIT, tiles of outputs, row tiles), programs that share a tile side by side."""
@@ -183,14 +245,11 @@ def _wide_kernel(
     row_step = gl.num_programs(2)
     first_lock = tile_n * (rows // BLOCK_M)
     SHARED: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_M, 64], DTYPE)
-    xs = gl.allocate_shared_memory(DTYPE, [STAGES * 2, BLOCK_M, 64], SHARED)
+    xs = gl.allocate_shared_memory(DTYPE, [HALVES, BLOCK_M, 64], SHARED)
     ring = new_ring(BITS, STAGES, TILES * _GROUPS)
-    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for stage in gl.static_range(STAGES):
-        # Each thread that copies says so when its words are there, and one announces the bytes of x.
-        mbarrier.init(full.index(stage), count=32 * WARPS + 1)
-        mbarrier.init(empty.index(stage), count=_GROUPS)
+    # Each thread that copies words says so when its are there; one announces the bytes of x.
+    full = _barriers(STAGES, 32 * WARPS), _barriers(HALVES, 1)
+    empty = _barriers(STAGES, _GROUPS), _barriers(HALVES, _GROUPS)
     fence_async_shared()
     barrier()
     # Two warpgroups multiply, each a tile of its own, and one more brings what they need.
@@ -201,7 +260,7 @@ def _wide_kernel(
                 (
                     xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, places, rows_of_widths, tile, last_tile,
                     split, row_tile, row_step, first_lock, first, last, n, units_k,
-                    gl.constexpr(0), WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, BLOCK_M, TILES, STAGES, PDL, CODE,
+                    gl.constexpr(0), WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, BLOCK_M, TILES, STAGES, HALVES, PDL, CODE,
                 ),
             ),
             (
@@ -209,14 +268,15 @@ def _wide_kernel(
                 (
                     xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, places, rows_of_widths, tile, last_tile,
                     split, row_tile, row_step, first_lock, first, last, n, units_k,
-                    gl.constexpr(1), WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, BLOCK_M, TILES, STAGES, PDL, CODE,
+                    gl.constexpr(1), WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, BLOCK_M, TILES, STAGES, HALVES, PDL, CODE,
                 ),
             ),
             (
                 bring,
                 (
                     xs, ring, full, empty, x_desc, plane0, plane1, plane2, plane3, plane4, rows_of_widths, tile, last_tile,
-                    row_tile, row_step, rows, first, last, units_k, WIDTHS, RULE, BLOCK_M, TILES * _GROUPS, STAGES, PDL,
+                    row_tile, row_step, rows, first, last, units_k, WIDTHS, RULE, BLOCK_M, TILES * _GROUPS, STAGES, HALVES,
+                    PDL,
                 ),
             ),
         ],
@@ -281,7 +341,7 @@ def wide_gemm(
         {
             "WIDTHS": tuple(widths), "RULE": rule, "GROUP": group_size, "HAS_BIAS": bias is not None, "SPLIT": split,
             "ROWS": max(triton.next_power_of_2(m), 128) if len(widths) > 1 else 1, "BLOCK_M": config.block_m,
-            "TILES": config.tiles, "STAGES": config.stages, "REGISTERS": REGISTERS, "PDL": config.pdl,
+            "TILES": config.tiles, "STAGES": config.stages, "HALVES": config.halves, "REGISTERS": REGISTERS, "PDL": config.pdl,
             "CODE": WideCode("bf16" if y.dtype == torch.bfloat16 else "f16"),
         },
         num_warps=4, launch_pdl=config.pdl,

@@ -41,7 +41,7 @@ class WideConfig:
     """One way to run the wide product. Any is right for any shape; they differ in speed only."""
 
     block_m: int
-    """Rows per program: 16, 32, 64, 128 or 256, which needs 1 tile and 2 stages."""
+    """Rows per program: 16, 32, 64, 128 or 256, which needs 1 tile."""
 
     split_k: int
     """Programs that share one tile, each with a part of K; their sums are added in order."""
@@ -49,8 +49,11 @@ class WideConfig:
     tiles: int = 2
     """Units of 16 outputs per warp: 1 or 2."""
 
-    stages: int = 3
-    """Units of K in shared memory."""
+    stages: int = 4
+    """Units of K whose words shared memory has room for."""
+
+    halves: int = 8
+    """Halves of units whose x it has room for."""
 
     pdl: bool = True
     """Whether the kernel may start before the one before it ends."""
@@ -62,9 +65,10 @@ class WideConfig:
 
 
 _BY_ROWS = {
-    32: WideConfig(32, 1, stages=4),
-    64: WideConfig(64, 1, stages=4),
-    128: WideConfig(128, 1, stages=3),
+    32: WideConfig(32, 1),
+    64: WideConfig(64, 1),
+    128: WideConfig(128, 1, stages=3, halves=7),
+    256: WideConfig(256, 1, tiles=1, halves=5),
 }
 """By the range of M; K is not split yet."""
 

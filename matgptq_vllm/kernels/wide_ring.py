@@ -59,7 +59,7 @@ def bring(
     xs, ring, full, empty, x_desc, plane0, plane1, plane2, plane3, plane4, rows_of_widths, tile, last_tile, row_tile, row_step,
     rows, first, last, units_k,
     WIDTHS: gl.constexpr, RULE: gl.constexpr, BLOCK_M: gl.constexpr, TILES: gl.constexpr, STAGES: gl.constexpr,
-    PDL: gl.constexpr,
+    HALVES: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
     """Copy words of all tiles, and x, to shared memory: unit by unit of one row tile after the other, as stages are free."""
     planes = (plane0, plane1, plane2, plane3, plane4)
@@ -71,18 +71,19 @@ def bring(
                     _copy_unit(
                         ring, planes, tile, last_tile, first + stage, units_k, stage, bits_needed(WIDTHS[index], RULE), TILES
                     )
-                    async_copy.mbarrier_arrive(full.index(stage), increment_count=False)
+                    async_copy.mbarrier_arrive(full[0].index(stage), increment_count=False)
     if PDL:
         # Weights are older than any kernel that may still run; x is not.
         wait_for_others()
-    slot, phase = 0, 1
+    # The first stages are free: the wait for the phase before the first returns at once.
+    at = (0, 1, 0, 1)
     ahead = first + STAGES
     while width != 0:
         for index in gl.static_range(len(WIDTHS)):
             if width == WIDTHS[index]:
-                slot, phase = _bring_row_tile(
+                at = _bring_row_tile(
                     xs, ring, full, empty, x_desc, planes, tile, last_tile, row_tile * BLOCK_M, rows, first, last, ahead,
-                    units_k, slot, phase, bits_needed(WIDTHS[index], RULE), BLOCK_M, TILES, STAGES,
+                    units_k, at, bits_needed(WIDTHS[index], RULE), BLOCK_M, TILES, STAGES, HALVES,
                 )  # fmt: skip
         ahead = first
         row_tile += row_step
@@ -91,20 +92,34 @@ def bring(
 
 @gluon.jit
 def _bring_row_tile(
-    xs, ring, full, empty, x_desc, planes, tile, last_tile, first_row, rows, first, last, ahead, units_k, slot, phase,
-    BITS: gl.constexpr, BLOCK_M: gl.constexpr, TILES: gl.constexpr, STAGES: gl.constexpr,
+    xs, ring, full, empty, x_desc, planes, tile, last_tile, first_row, rows, first, last, ahead, units_k, at,
+    BITS: gl.constexpr, BLOCK_M: gl.constexpr, TILES: gl.constexpr, STAGES: gl.constexpr, HALVES: gl.constexpr,
 ):  # fmt: skip
-    """Units first to last of a row tile, the words of those before ``ahead`` being on their way; the next stage."""
-    for unit in range(first, last):
-        # The first stages are free: the wait for the phase before the first returns at once.
-        mbarrier.wait(empty.index(slot), phase)
-        mbarrier.expect(full.index(slot), BLOCK_M * 256)
-        for half in gl.static_range(2):
-            load_tile(x_desc, [unit * rows + first_row, half * 64], full.index(slot), xs.index(slot * 2 + half))
-        if unit >= ahead:
-            _copy_unit(ring, planes, tile, last_tile, unit, units_k, slot, BITS, TILES)
-            async_copy.mbarrier_arrive(full.index(slot), increment_count=False)
-        slot += 1
-        if slot == STAGES:
-            slot, phase = 0, phase ^ 1
+    """Units first to last of a row tile, the words of those before ``ahead`` being on their way; the next stages."""
+    # Words come from further away than x: where there are more stages for them, they are asked for a unit earlier.
+    EARLY: gl.constexpr = 1 if 2 * STAGES > HALVES + 1 else 0
+    slot, phase, x_slot, x_phase = at
+    for step in range(first - EARLY, last):
+        unit = step + EARLY
+        if unit < last:
+            if unit >= ahead:
+                mbarrier.wait(empty[0].index(slot), phase)
+                _copy_unit(ring, planes, tile, last_tile, unit, units_k, slot, BITS, TILES)
+                async_copy.mbarrier_arrive(full[0].index(slot), increment_count=False)
+            slot, phase = next_stage(slot, phase, STAGES)
+        if step >= first:
+            for half in gl.static_range(2):
+                mbarrier.wait(empty[1].index(x_slot), x_phase)
+                mbarrier.expect(full[1].index(x_slot), BLOCK_M * 128)
+                load_tile(x_desc, [step * rows + first_row, half * 64], full[1].index(x_slot), xs.index(x_slot))
+                x_slot, x_phase = next_stage(x_slot, x_phase, HALVES)
+    return slot, phase, x_slot, x_phase
+
+
+@gluon.jit
+def next_stage(slot, phase, STAGES: gl.constexpr):
+    """The stage after ``slot``, and the phase in which it is used."""
+    slot += 1
+    if slot == STAGES:
+        slot, phase = 0, phase ^ 1
     return slot, phase

@@ -13,8 +13,9 @@ from matgptq_vllm.kernels.wide_config import MAX_SPLIT, REGISTERS, wide_config, 
 def test_every_program_has_units_of_k_and_rows_for_its_tiles(bucket: int, n: int, k: int, num_sms: int) -> None:
     config = wide_config(bucket, n, k, num_sms)
     assert 1 <= config.split_k <= min(MAX_SPLIT, padded(k, UNIT_K) // UNIT_K)
-    assert config.block_m in (32, 64, 128)
-    assert config.block_n == 256
+    assert (config.block_m, config.block_n) in ((32, 256), (64, 256), (128, 256), (256, 128))
+    # Stages of words at 8 bits and of x, and some kilobytes for barriers and for what is written.
+    assert (config.stages * config.block_n + config.halves * config.block_m) * UNIT_K + (3 << 10) <= 227 << 10
     # Sums, weights in flight and next ones of a thread, 32-bit, beside some thirty other registers.
     assert config.block_m * config.tiles // 2 + 48 + 30 <= REGISTERS[0]
 
