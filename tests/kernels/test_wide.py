@@ -31,7 +31,8 @@ def compiled(widths, group, block_m, tiles, split, dtype, scales, rule="curved",
     )
     constants = dict(
         WIDTHS=widths, RULE=rule, GROUP=group, HAS_BIAS=bias, SPLIT=split, ROWS=256, BLOCK_M=block_m, TILES=tiles,
-        STAGES=3 if block_m == 128 else 4, HALVES={256: 5, 128: 7}.get(block_m, 8), REGISTERS=REGISTERS, PDL=True, CODE=WideCode("bf16" if dtype == "bf16" else "f16"),
+        STAGES=3 if block_m == 128 else 4, HALVES={256: 5, 128: 7}.get(block_m, 8), REGISTERS=REGISTERS, PDL=True,
+        CODE=WideCode("bf16" if dtype == "bf16" else "f16"),
     )
     unknown = ("x_desc", "m", "units_n", "units_k", "rows")
     aligned = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(signature) if name not in unknown}
