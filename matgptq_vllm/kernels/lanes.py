@@ -135,17 +135,18 @@ def load_unit(
         mask3, mask4, mask6, mask8: as ``mask``, for the planes that are needed from so many bits on.
     """
     # What is not wanted is not skipped, which would keep old words alive in registers, but read from one place that is in
-    # the cache.
+    # the cache: the start of plane 0, as a plane that no row needs may have no memory (engine.elastic).
     pair, single = unit * PAIR_WORDS + 4 * lane, unit * SINGLE_WORDS + 2 * lane
-    words = load_four(planes[0], tl.where(mask, pair, 0), True, CODE)
+    start = planes[0]
+    words = load_four(tl.where(mask, start + pair, start), 0, True, CODE)
     if BITS >= 3:
-        words = words + load_two(planes[1], tl.where(mask3, single, 0), CODE)
+        words = words + load_two(tl.where(mask3, planes[1] + single, start), 0, CODE)
     if BITS >= 4:
-        words = words + load_two(planes[2], tl.where(mask4, single, 0), CODE)
+        words = words + load_two(tl.where(mask4, planes[2] + single, start), 0, CODE)
     if BITS >= 6:
-        words = words + load_four(planes[3], tl.where(mask6, pair, 0), True, CODE)
+        words = words + load_four(tl.where(mask6, planes[3] + pair, start), 0, True, CODE)
     if BITS >= 8:
-        words = words + load_four(planes[4], tl.where(mask8, pair, 0), True, CODE)
+        words = words + load_four(tl.where(mask8, planes[4] + pair, start), 0, True, CODE)
     return words
 
 

@@ -4,8 +4,8 @@
 
 WIDTHS are those that the replica holds, such as 2,4,8; ROWS such as 1,16,257; SHAPES such as 4096x896,130x4864. For every
 shape and number of rows: all rows at each width, and mixed ones. Memory that results may be placed in is filled with NaN first.
-Then planes that no row reads are overwritten: results must keep every bit. Prints, as JSON, the largest relative error of a row
-for every case.
+Then planes that no row reads are at addresses without memory, as those that a replica has dropped: results must keep every bit,
+and a read there would end the process. Prints, as JSON, the largest relative error of a row for every case.
 """
 
 import json
@@ -15,6 +15,7 @@ import torch
 
 from matgptq_vllm.core.planes import PlaneLayout
 from matgptq_vllm.core.slicing import SliceRule, dequantize, num_groups
+from matgptq_vllm.engine.cuda_memory import CudaMemory
 from matgptq_vllm.kernels.dispatch import sliced_linear
 from matgptq_vllm.kernels.lanes import bits_needed
 from matgptq_vllm.kernels.layout import num_planes
@@ -59,6 +60,14 @@ class Layer:
         return result
 
 
+def without_memory(plane: torch.Tensor) -> torch.Tensor:
+    """A tensor like ``plane`` at an address that has no memory."""
+    memory = CudaMemory(plane.device, plane.nbytes)
+    tensor = memory.allocate(plane.nbytes).view(plane.dtype).view(plane.shape)
+    memory.drop()
+    return tensor
+
+
 def main(rule: str, group: str, dtype: str, widths: str, rows: str, shapes: str) -> dict[str, float]:
     held = tuple(map(int, widths.split(",")))
     found = {}
@@ -66,7 +75,7 @@ def main(rule: str, group: str, dtype: str, widths: str, rows: str, shapes: str)
         n, k = map(int, shape.split("x"))
         layer = Layer(n, k, rule, int(group), getattr(torch, dtype), held)  # type: ignore[arg-type]
         planes = list(layer.resident.planes)
-        garbage = [torch.randint_like(plane, -(2**31), 2**31 - 1) for plane in planes]
+        missing = [without_memory(plane) for plane in planes]
         for m in map(int, rows.split(",")):
             mixed = torch.arange(m, dtype=torch.int32, device="cuda") % len(held)
             kinds = {str(width): torch.full_like(mixed, index) for index, width in enumerate(held)}
@@ -78,7 +87,7 @@ def main(rule: str, group: str, dtype: str, widths: str, rows: str, shapes: str)
                 errors = (y.double() - expected).norm(dim=1) / expected.norm(dim=1)
                 found[f"{n}x{k} M {m} {name}"] = errors.nan_to_num(torch.inf).max().item()
                 read = num_planes(bits_needed(held[int(profiles.max())], rule))
-                again = layer.product(profiles, [*planes[:read], *garbage[read:]])
+                again = layer.product(profiles, [*planes[:read], *missing[read:]])
                 assert torch.equal(again, y), (shape, m, name, "other planes")
                 assert not layer.resident.locks.any(), (shape, m, name, "locks")
     return found
