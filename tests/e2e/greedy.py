@@ -12,9 +12,9 @@ def greedy_answers(outputs):
 """Part of a script that runs an engine: what ``agree`` compares, of outputs with the logprobs of two candidates."""
 
 
-def agree(first: dict, second: dict) -> bool:
-    """Whether two greedy answers are equal, or part where two candidates are within 0.05."""
+def agree(first: dict, second: dict, tolerance: float = 0.05) -> bool:
+    """Whether two greedy answers are equal, or part where two candidates are within ``tolerance``, of logprob."""
     for one, other, candidates in zip(first["tokens"], second["tokens"], first["top"], strict=True):
         if one != other:
-            return str(other) in candidates and abs(candidates[str(one)] - candidates[str(other)]) < 0.05
+            return str(other) in candidates and abs(candidates[str(one)] - candidates[str(other)]) < tolerance
     return True

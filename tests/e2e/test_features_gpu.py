@@ -18,21 +18,25 @@ from .greedy import READ, agree
 from .replica_server import ROOT, engine_environment
 from .test_features import COMMON
 from .test_llm_api import answer_of
+from .test_lora_and_drafts import adapters as adapters
 
 pytestmark = [pytest.mark.engine, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
-OPTIONS: dict[str, dict] = {
-    "fp8 keys and values": {"kv_cache_dtype": "fp8"},
-    "n-gram drafts": {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}},
-    "short of blocks": {"num_gpu_blocks_override": 48, "max_num_seqs": 40},
-    "chunked prompts": {"max_num_batched_tokens": 64, "max_num_seqs": 16},
-    "graphs by width": {"additional_config": ReplicaOptions(graph_widths=(2, 3, 4, 6, 8)).to_additional_config()},
+OPTIONS: dict[str, tuple[str, dict]] = {
+    # vLLM's attention of 8 bits answers in bfloat16 only.
+    "fp8 keys and values": ("v2", {"kv_cache_dtype": "fp8", "dtype": "bfloat16"}),
+    "n-gram drafts": ("v1", {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}}),
+    "short of blocks": ("v2", {"num_gpu_blocks_override": 48, "max_num_seqs": 40}),
+    "chunked prompts": ("v2", {"max_num_batched_tokens": 64, "max_num_seqs": 16}),
+    "graphs by width": ("v2", {"additional_config": ReplicaOptions(graph_widths=(2, 3, 4, 6, 8)).to_additional_config()}),
+    "adapters": ("v2", {"enable_lora": True, "max_loras": 2, "max_lora_rank": 8}),
 }
-"""More arguments of the engine, by what they are."""
+"""What is asked: the model runner, and more arguments of the engine."""
 
 SCRIPT = """
 import json, sys
 from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
 
 if __name__ == "__main__":
     options = json.loads(sys.argv[2])
@@ -42,18 +46,25 @@ if __name__ == "__main__":
               "scheduler_cls": "matgptq_vllm.compat.scheduler.MatGPTQScheduler", **options})
     # What is said twice is easy to draft.
     some = [" ".join([prompt] * 2) for prompt in prompts(40, 20)]
-    print(json.dumps(mixed_and_single(llm, some, read=greedy_answers, max_tokens=24, logprobs=2)))
+    adapters = [None] + [LoRARequest(Path(folder).name, i + 1, folder) for i, folder in enumerate(sys.argv[3:])]
+    adapter_of = (lambda i: {"lora_request": adapters[i % 3]}) if options.get("enable_lora") else (lambda i: {})
+    print(json.dumps(mixed_and_single(llm, some, adapter_of, greedy_answers, max_tokens=24, logprobs=2)))
 """
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_mixed_batches_answer_as_batches_of_one_precision(profiled_parent: Path, tmp_path: Path, name: str) -> None:
+def test_mixed_batches_answer_as_batches_of_one_precision(
+    profiled_parent: Path, adapters: list[Path], tmp_path: Path, name: str
+) -> None:
     # Engines of several processes start from a file.
     script = tmp_path / "features.py"
     script.write_text(COMMON + READ + SCRIPT)
-    command = [sys.executable, str(script), str(profiled_parent), json.dumps(OPTIONS[name])]
-    environment = {**engine_environment("v2"), "VLLM_LOGGING_LEVEL": "ERROR"}
+    runner, options = OPTIONS[name]
+    command = [sys.executable, str(script), str(profiled_parent), json.dumps(options), *map(str, adapters)]
+    environment = {**engine_environment(runner), "VLLM_LOGGING_LEVEL": "ERROR"}
     found = answer_of(subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=500))
     pairs = zip(found["single"], found["mixed"], strict=True)
-    parted = [number for number, (one, other) in enumerate(pairs) if not agree(one, other)]
+    # In bfloat16, logits are multiples of 1/16.
+    tolerance = 0.13 if options.get("dtype") == "bfloat16" else 0.05
+    parted = [number for number, (one, other) in enumerate(pairs) if not agree(one, other, tolerance)]
     assert parted == []

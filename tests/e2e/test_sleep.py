@@ -93,5 +93,5 @@ def test_an_engine_that_slept_answers_as_before(profiled_parent: Path, level: st
     answers = answer_of(run_engine(COMMON + ASLEEP, profiled_parent, runner, level))
     assert answers["after"] == answers["before"]
     assert len(answers["before"]) == 2 * len(WIDTHS)
-    # Of what was taken, the cache of keys and values is nearly all.
-    assert answers["asleep"] < answers["awake"] / 2
+    # The cache of keys and values, at least.
+    assert answers["awake"] - answers["asleep"] >= 1 << 28
