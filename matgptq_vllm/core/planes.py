@@ -92,18 +92,19 @@ def _pack(fields: torch.Tensor, width: int) -> torch.Tensor:
 
 def _unpack(packed: torch.Tensor, width: int, shift: int, k: int) -> torch.Tensor:
     """uint8 [N, ceil(k * width / 8)] -> uint8 [N, k] of values below 2^width, shifted left by ``shift``."""
-    table = _fields_of_bytes(width, shift, packed.device)
+    table = _fields_of_bytes(width, shift).to(packed.device)
     fields = table.index_select(0, packed.reshape(-1).int()).view(packed.shape[0], -1)
     return fields.view(torch.uint8)[:, :k]
 
 
 @lru_cache
-def _fields_of_bytes(width: int, shift: int, device: torch.device) -> torch.Tensor:
+def _fields_of_bytes(width: int, shift: int) -> torch.Tensor:
     """[256] integers of 8 / width bytes: the fields of every byte, shifted left, first field first in memory.
 
-    Looking a byte up yields all its fields at once, four times as fast on a CPU as shifting and masking each.
+    Looking a byte up yields all its fields at once, four times as fast on a CPU as shifting and masking each. On the CPU: what
+    is kept on a GPU beside the weights is gone when an engine has slept.
     """
-    bytes_ = torch.arange(256, device=device)
+    bytes_ = torch.arange(256, device="cpu")
     fields = [((bytes_ >> position) & ((1 << width) - 1)) << shift for position in range(0, 8, width)]
     word = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[8 // width]
     return torch.stack(fields, dim=1).to(torch.uint8).view(word).squeeze(1)

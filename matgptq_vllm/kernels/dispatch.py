@@ -22,6 +22,8 @@ import torch
 from matgptq_vllm.core.errors import UnsupportedError
 from matgptq_vllm.core.slicing import SliceRule
 from matgptq_vllm.kernels import arrange, cache_keys, dense, gemm, tuning
+from matgptq_vllm.kernels.lanes_ptx import bits_needed
+from matgptq_vllm.kernels.layout import num_planes
 from matgptq_vllm.kernels.resident import KERNEL_DTYPES
 from matgptq_vllm.kernels.segments import rows_of_width
 from matgptq_vllm.kernels.small_config import small_config, small_runs
@@ -67,6 +69,8 @@ def sliced_linear(
         return x.new_empty(0, n)
     if x.is_cuda and x.dtype not in KERNEL_DTYPES:
         raise UnsupportedError(f"activations are {x.dtype}; the kernels multiply {' or '.join(map(str, KERNEL_DTYPES))}")
+    # A plane that no profile reads may have no memory (engine.elastic): Triton takes no such argument.
+    planes = planes[: num_planes(bits_needed(min(widths[-1], int(host_profile_widths.max())), rule))]
     many = m >= tuning.dense_from(n, k, x.device)
     if many and len(widths) == 1:
         return dense.dense_linear(x, planes, scales, n, k, [(widths[0], None)], group_size, rule, bias)

@@ -140,25 +140,23 @@ def _tile_sums(
     SUMS: gl.constexpr = sums_layout(WARPS, ROWS)
     LEFT: gl.constexpr = gl.DotOperandLayout(0, SUMS, 2)
     STEPS: gl.constexpr = 2 * TILES
+    # With as much room for x as for words, both come by the same barriers.
+    TOGETHER: gl.constexpr = HALVES == 2 * STAGES
     slot, phase, x_slot, x_phase = at
-    words_full, x_full = full
-    words_empty, x_empty = empty
     end = last - 1
     scale_words = tiles_scales(scales, tile, last_tile, first, units_k, GROUP, TILES)
     next_scales = tiles_scales(scales, tile, last_tile, gl.minimum(first + 1, end), units_k, GROUP, TILES)
-    mbarrier.wait(words_full.index(slot), phase)
+    mbarrier.wait(full[0].index(slot), phase)
     words = unit_words(ring, slot, PART * TILES, BITS)
     weights = half_weights(words, scale_words[0], 0, DTYPE, WIDTH, RULE, GROUP, CODE, LEFT)
     for unit in range(first, last):
         later_scales = tiles_scales(scales, tile, last_tile, gl.minimum(unit + 2, end), units_k, GROUP, TILES)
-        x_slots = (x_slot,)
-        mbarrier.wait(x_full.index(x_slot), x_phase)
-        x_slot, x_phase = next_stage(x_slot, x_phase, HALVES)
+        x_slots = (2 * slot, 2 * slot + 1)
         operands = (weights,)
         for step in gl.static_range(STEPS):
-            if step == 1:
-                x_slots = x_slots + (x_slot,)
-                mbarrier.wait(x_full.index(x_slot), x_phase)
+            if not TOGETHER and step < 2:
+                x_slots = with_slot(x_slots, step, x_slot, 2)
+                mbarrier.wait(full[1].index(x_slot), x_phase)
                 x_slot, x_phase = next_stage(x_slot, x_phase, HALVES)
             right = _first_rows(xs.index(x_slots[step % 2]), ROWS).permute((1, 0))
             product = warpgroup_mma(operands[step], right, sums[step // 2], is_async=True)
@@ -176,7 +174,7 @@ def _tile_sums(
         used = slot
         slot, phase = next_stage(slot, phase, STAGES)
         if unit < end:
-            mbarrier.wait(words_full.index(slot), phase)
+            mbarrier.wait(full[0].index(slot), phase)
         words = unit_words(ring, slot, PART * TILES, BITS)
         made = half_weights(words, next_scales[0], 0, DTYPE, WIDTH, RULE, GROUP, CODE, LEFT)
         # Registers of an operand must stay as they are until the product is done.
@@ -186,9 +184,10 @@ def _tile_sums(
         weights = waited[len(waited) - 1]
         # All warps have read the stages.
         barrier()
-        mbarrier.arrive(words_empty.index(used), count=1)
-        mbarrier.arrive(x_empty.index(x_slots[0]), count=1)
-        mbarrier.arrive(x_empty.index(x_slots[1]), count=1)
+        mbarrier.arrive(empty[0].index(used), count=1)
+        if not TOGETHER:
+            mbarrier.arrive(empty[1].index(x_slots[0]), count=1)
+            mbarrier.arrive(empty[1].index(x_slots[1]), count=1)
         scale_words, next_scales = next_scales, later_scales
     return sums, (slot, phase, x_slot, x_phase)
 
@@ -248,8 +247,12 @@ def _wide_kernel(
     xs = gl.allocate_shared_memory(DTYPE, [HALVES, BLOCK_M, 64], SHARED)
     ring = new_ring(BITS, STAGES, TILES * _GROUPS)
     # Each thread that copies words says so when its are there; one announces the bytes of x.
-    full = _barriers(STAGES, 32 * WARPS), _barriers(HALVES, 1)
-    empty = _barriers(STAGES, _GROUPS), _barriers(HALVES, _GROUPS)
+    if HALVES == 2 * STAGES:
+        full = (_barriers(STAGES, 32 * WARPS + 1),)
+        empty = (_barriers(STAGES, _GROUPS),)
+    else:
+        full = (_barriers(STAGES, 32 * WARPS), _barriers(HALVES, 1))
+        empty = (_barriers(STAGES, _GROUPS), _barriers(HALVES, _GROUPS))
     fence_async_shared()
     barrier()
     # Two warpgroups multiply, each a tile of its own, and one more brings what they need.

@@ -53,7 +53,7 @@ class WideConfig:
     """Units of K whose words shared memory has room for."""
 
     halves: int = 8
-    """Halves of units whose x it has room for."""
+    """Halves of units whose x it has room for. If twice ``stages``, x and words of a unit come and go together: fewer waits."""
 
     pdl: bool = True
     """Whether the kernel may start before the one before it ends."""

@@ -96,23 +96,34 @@ def _bring_row_tile(
     BITS: gl.constexpr, BLOCK_M: gl.constexpr, TILES: gl.constexpr, STAGES: gl.constexpr, HALVES: gl.constexpr,
 ):  # fmt: skip
     """Units first to last of a row tile, the words of those before ``ahead`` being on their way; the next stages."""
-    # Words come from further away than x: where there are more stages for them, they are asked for a unit earlier.
-    EARLY: gl.constexpr = 1 if 2 * STAGES > HALVES + 1 else 0
     slot, phase, x_slot, x_phase = at
-    for step in range(first - EARLY, last):
-        unit = step + EARLY
-        if unit < last:
+    if HALVES == 2 * STAGES:
+        for unit in range(first, last):
+            mbarrier.wait(empty[0].index(slot), phase)
+            mbarrier.expect(full[0].index(slot), BLOCK_M * 256)
+            for half in gl.static_range(2):
+                load_tile(x_desc, [unit * rows + first_row, half * 64], full[0].index(slot), xs.index(slot * 2 + half))
             if unit >= ahead:
-                mbarrier.wait(empty[0].index(slot), phase)
                 _copy_unit(ring, planes, tile, last_tile, unit, units_k, slot, BITS, TILES)
                 async_copy.mbarrier_arrive(full[0].index(slot), increment_count=False)
             slot, phase = next_stage(slot, phase, STAGES)
-        if step >= first:
-            for half in gl.static_range(2):
-                mbarrier.wait(empty[1].index(x_slot), x_phase)
-                mbarrier.expect(full[1].index(x_slot), BLOCK_M * 128)
-                load_tile(x_desc, [step * rows + first_row, half * 64], full[1].index(x_slot), xs.index(x_slot))
-                x_slot, x_phase = next_stage(x_slot, x_phase, HALVES)
+    else:
+        # Words come from further away than x: where there are more stages for them, they are asked for a unit earlier.
+        EARLY: gl.constexpr = 1 if 2 * STAGES > HALVES + 1 else 0
+        for step in range(first - EARLY, last):
+            unit = step + EARLY
+            if unit < last:
+                if unit >= ahead:
+                    mbarrier.wait(empty[0].index(slot), phase)
+                    _copy_unit(ring, planes, tile, last_tile, unit, units_k, slot, BITS, TILES)
+                    async_copy.mbarrier_arrive(full[0].index(slot), increment_count=False)
+                slot, phase = next_stage(slot, phase, STAGES)
+            if step >= first:
+                for half in gl.static_range(2):
+                    mbarrier.wait(empty[1].index(x_slot), x_phase)
+                    mbarrier.expect(full[1].index(x_slot), BLOCK_M * 128)
+                    load_tile(x_desc, [step * rows + first_row, half * 64], full[1].index(x_slot), xs.index(x_slot))
+                    x_slot, x_phase = next_stage(x_slot, x_phase, HALVES)
     return slot, phase, x_slot, x_phase
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matgptq_vllm.core.errors import FormatError
-from matgptq_vllm.core.planes import DEFAULT_PLANE_WIDTHS, K_ALIGNMENT, PlaneLayout
+from matgptq_vllm.core.planes import DEFAULT_PLANE_WIDTHS, K_ALIGNMENT, PlaneLayout, _fields_of_bytes
 from matgptq_vllm.core.precision import WIDTHS
 
 LAYOUTS = ((2, 1, 1, 2, 2), (1,) * 8, (2, 1, 1, 1, 1, 1, 1), (2, 1, 1, 2, 1, 1), (1, 1, 1, 1, 2, 2), (1, 1, 1, 1, 1, 1, 2))
@@ -159,3 +159,14 @@ def test_the_worked_example_of_the_format_page_is_true() -> None:
     stated = {int(plane): [int(byte, 16) for byte in stored.split()] for plane, stored in planes_found}
     computed = [plane[0].tolist() for plane in PlaneLayout().split(codes)]
     assert stated == dict(enumerate(computed))
+
+
+def test_nothing_is_kept_where_weights_are() -> None:
+    """An engine that sleeps loses what is on its device, weights and all else that was made while they were loaded."""
+    codes = torch.arange(256, dtype=torch.uint8).repeat(2, 1)
+    planes = PlaneLayout().split(codes)
+    _fields_of_bytes.cache_clear()
+    with torch.device("meta"):
+        joined = PlaneLayout().join(planes, 256)
+        assert _fields_of_bytes(2, 6).device.type == "cpu"
+    assert torch.equal(joined, codes)

@@ -15,6 +15,7 @@ from matgptq_vllm.kernels.wide_config import WideConfig
 N, K, DENSE_FROM = 24, 64, 6
 MAX_TOKENS = 9
 CONFIG = Config(16, 64, 4, 2, split_k=3)
+PLANES = [torch.empty(2, 1, 32, words, dtype=torch.int32) for words in (4, 2, 2, 4, 4)]
 ROW_ORDER = torch.tensor([1, 2, 3, 0, 4, 5, 6, 7, 8], dtype=torch.int32)
 
 
@@ -26,10 +27,13 @@ class Kernels:
     dense: list[tuple] = field(default_factory=list)
     asked: list[tuple] = field(default_factory=list)
 
-    def call(self, m: int, counts=(3, 6, 0), widths=(4, 8), host_decides: bool = True, x: torch.Tensor | None = None):
-        profile_widths = torch.tensor([8, 4, 8], dtype=torch.int32)
+    def call(
+        self, m: int, counts=(3, 6, 0), widths=(4, 8), host_decides: bool = True, x: torch.Tensor | None = None,
+        max_width: int = 8,
+    ):  # fmt: skip
+        profile_widths = torch.tensor([8, 4, 8], dtype=torch.int32).clamp(max=max_width)
         return dispatch.sliced_linear(
-            torch.randn(m, K).bfloat16() if x is None else x, [], torch.ones(4, 1, 8, 2), N,
+            torch.randn(m, K).bfloat16() if x is None else x, PLANES, torch.ones(4, 1, 8, 2), N,
             torch.zeros(MAX_TOKENS, dtype=torch.int32), profile_widths, ROW_ORDER, torch.tensor(counts, dtype=torch.int32),
             profile_widths, torch.zeros(8, dtype=torch.int32), widths, 32, "nested", None, host_decides=host_decides,
         )  # fmt: skip
@@ -68,6 +72,13 @@ def test_few_rows_take_the_fused_kernel_as_tuned_for_them(kernels: Kernels) -> N
     kernels.call(DENSE_FROM - 1)
     assert order_given(kernels) is ROW_ORDER
     assert kernels.asked == [(DENSE_FROM - 1, N, K, (4, 8), 32, torch.device("cpu"), "nested")]
+
+
+def test_planes_that_no_profile_reads_any_more_are_not_passed_on(kernels: Kernels) -> None:
+    for max_width in (8, 4):
+        kernels.call(3, max_width=max_width)
+    kernels.call(3, widths=(4,))
+    assert [len(arguments[1]) for arguments in kernels.fused] == [5, 3, 3]
 
 
 def test_many_rows_are_computed_width_by_width(kernels: Kernels) -> None:
