@@ -29,13 +29,13 @@ FORMAT = 2
 """Version of the JSON document."""
 
 CLIP = 4.0
-"""A step further from its prediction than so many mean errors counts as one that is exactly so far."""
+"""A step further from what steps like it took than so many mean errors counts as one that is exactly so far."""
 
 MIN_CLIP = 0.25
 """Relative deviation that is never clipped."""
 
 WARM_UP = 32
-"""First steps: fitted to after every second one and never clipped."""
+"""First steps: fitted to after every second one."""
 
 REFIT_STEPS = 32
 """Later the coefficients are fitted after so many steps."""
@@ -141,7 +141,9 @@ class LatencyModel:
         cell = self._cells.get(key)
         if len(self._cells):
             predicted = self._pace * self._predict(features)
-            measured_ms = self._judge(predicted, measured_ms)
+            self._judge(predicted, measured_ms)
+            if cell is not None and cell.known:
+                measured_ms = self._clipped(measured_ms, self._expected(cell, features))
             # Of work that is new, the error is that of knowing little, and passes.
             if cell is not None and cell.count >= PACE_CELL_STEPS and predicted > 0:
                 self._errors.add(measured_ms / predicted - 1)
@@ -210,20 +212,25 @@ class LatencyModel:
         """Learn from a step like those of ``cell`` how fast the machine is now."""
         if cell is None or cell.count < PACE_CELL_STEPS:
             return
-        # The cell tells how long steps like this one take, and the fit what their difference in work makes of it.
-        mean = self._predict(cell.features)
-        expected = cell.ms * (self._predict(features) / mean if mean > 0 else 1.0)
-        ratio = min(max(measured_ms / expected, 1 / MAX_PACE_STEP), MAX_PACE_STEP)
+        ratio = min(max(measured_ms / self._expected(cell, features), 1 / MAX_PACE_STEP), MAX_PACE_STEP)
         self._pace += (ratio - self._pace) / PACE_STEPS
 
-    def _judge(self, predicted: float, measured: float) -> float:
-        """Score a prediction; ``measured``, moved towards it if it is an outlier."""
+    def _expected(self, cell: Cell, features: Mapping[int, float]) -> float:
+        """Milliseconds at the mean speed: the cell tells how long steps like this one take, the fit what their difference in
+        work makes of it."""
+        mean = self._predict(cell.features)
+        return cell.ms * (self._predict(features) / mean if mean > 0 else 1.0)
+
+    def _judge(self, predicted: float, measured: float) -> None:
+        """Score a prediction."""
         bias = (measured - predicted) / measured
         rate = 1 / min(self._steps - 1, ERROR_STEPS)
-        limit = max(MIN_CLIP, CLIP * self._error) * predicted
         # A step that a pause of the machine made a hundred times longer is one error, not a hundred.
         self._error += rate * (min(abs(bias), 1.0) - self._error)
         self._bias += rate * (max(bias, -1.0) - self._bias)
-        if self._steps <= WARM_UP or predicted <= 0:
-            return measured
-        return min(max(measured, predicted - limit), predicted + limit)
+
+    def _clipped(self, measured: float, expected: float) -> float:
+        """``measured``, moved towards what steps alike took (``expected``, at the mean speed) if it is an outlier."""
+        center = self._pace * expected
+        limit = max(MIN_CLIP, CLIP * self._error) * center
+        return min(max(measured, center - limit), center + limit)

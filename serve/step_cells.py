@@ -2,7 +2,8 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from serve.step_columns import BASE
@@ -16,6 +17,9 @@ MEMORY_STEPS = 128
 
 MAX_CELLS = 128
 """Cells kept; the one that has not been met for longest is dropped."""
+
+FIRST_STEPS = 5
+"""Steps of which a cell remembers each: they count by their median, so that one that a pause made long is not believed."""
 
 STALE_STEPS = 2000
 """Steps after which a cell that was not met counts half; it never counts less than STALE_WEIGHT."""
@@ -37,6 +41,14 @@ class Cell:
     met: int
     """Number of the latest step that it was met in."""
 
+    first: list[float] = field(default_factory=list)
+    """Milliseconds of its first steps, while they are few."""
+
+    @property
+    def known(self) -> bool:
+        """Whether it has been met often enough to tell an outlier."""
+        return self.count >= FIRST_STEPS
+
     def add(self, features: Mapping[int, float], ms: float, step: int) -> None:
         """Take in one more step."""
         self.count += 1
@@ -44,7 +56,11 @@ class Cell:
         for column in self.features.keys() | features.keys():
             old = self.features.get(column, 0.0)
             self.features[column] = old + rate * (features.get(column, 0.0) - old)
-        self.ms += rate * (ms - self.ms)
+        if self.count <= FIRST_STEPS:
+            self.first.append(ms)
+            self.ms = median(self.first)
+        else:
+            self.ms += rate * (ms - self.ms)
         self.met = step
 
     def weight(self, step: int) -> float:
@@ -73,7 +89,7 @@ class StepCells:
         """Take in step number ``step``."""
         cell = self._cells.get(key)
         if cell is None:
-            self._cells[key] = Cell(features, ms, 1, step)
+            self._cells[key] = Cell(features, ms, 1, step, [ms])
             if len(self._cells) > MAX_CELLS:
                 self._cells.popitem(last=False)
         else:
@@ -110,7 +126,8 @@ class StepCells:
             names, values = zip(*entry["features"], strict=True)
             features = dict(zip(map(count_of, names), numbers_of(values), strict=True))
             (ms,) = numbers_of([entry["ms"]])
-            cell = Cell(features, ms, count_of(entry["count"]), count_of(entry["met"]))
+            count = count_of(entry["count"])
+            cell = Cell(features, ms, count, count_of(entry["met"]), [ms] * min(count, FIRST_STEPS))
             if features.get(BASE) != 1 or max(features) >= columns or ms <= 0 or not cell.count or cell.met > steps:
                 raise ValueError(f"a cell is impossible: {entry}")
             found._cells[presence, decode, prefill] = cell

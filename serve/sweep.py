@@ -9,6 +9,8 @@ from serve.load_tracker import LoadTracker
 
 BATCHES = (1, 4, 16, 64)
 TOKENS = 12
+"""Of each sequence, in two requests where there are several: the second begin while others decode, as under load."""
+
 ROUNDS = 3
 """How often everything is measured, if there is time: a GPU needs a second for all of it, and its first steps vary most."""
 PROMPT_TOKENS = 16
@@ -42,7 +44,8 @@ class Sweep:
                 for profile in reversed(self.profiles):
                     if time.monotonic() >= ends:
                         return done > 0
-                    await asyncio.gather(*(self._one(profile, generate, tracker) for _ in range(batch)))
+                    sequences = (self._one(profile, number, batch, generate, tracker) for number in range(batch))
+                    await asyncio.gather(*sequences)
         return True
 
     async def _warm_up(self, batch: int, generate: Generate, tracker: LoadTracker) -> None:
@@ -53,9 +56,11 @@ class Sweep:
         finally:
             tracker.paused = False
 
-    async def _one(self, profile: str, generate: Generate, tracker: LoadTracker) -> None:
-        request = tracker.begin(profile, PROMPT_TOKENS)
-        try:
-            await generate(profile, PROMPT_TOKENS, TOKENS)
-        finally:
-            tracker.end(request)
+    async def _one(self, profile: str, number: int, batch: int, generate: Generate, tracker: LoadTracker) -> None:
+        first = 3 + number % 5
+        for tokens in (TOKENS,) if batch == 1 else (first, TOKENS - first):
+            request = tracker.begin(profile, PROMPT_TOKENS)
+            try:
+                await generate(profile, PROMPT_TOKENS, tokens)
+            finally:
+                tracker.end(request)

@@ -82,6 +82,21 @@ def test_steps_that_compute_prompts_may_take_longer_however_short_these_are() ->
     assert model.prompt_ms("4", 0) == 0
 
 
+def test_a_new_kind_of_step_that_takes_four_times_as_long_as_predicted_is_believed_after_a_few() -> None:
+    model, randomness = LatencyModel(PROFILES, BITS), random.Random(4)
+
+    def observe(prefill: dict[str, int], ms: float, times: int) -> None:
+        for _ in range(times):
+            model.observe(StepLoad({"8": 8}, prefill, 500), ms * randomness.gauss(1, 0.02))
+
+    observe({}, 3.5, 600)
+    observe({"8": 40}, 300.0, 1)  # a pause of the machine
+    observe({"8": 40}, 13.0, 15)
+    observe({}, 3.5, 40)
+    assert model.step_ms(StepLoad({"8": 8}, {"8": 40}, 500)) == pytest.approx(13.0, rel=0.15)
+    assert model.step_ms(StepLoad({"8": 8}, {}, 500)) == pytest.approx(3.5, rel=0.05)
+
+
 def test_an_empty_model_predicts_nothing() -> None:
     model = LatencyModel(PROFILES, BITS)
     assert (model.step_ms(StepLoad({"8": 3})), model.num_observations, model.mean_error) == (0.0, 0, None)

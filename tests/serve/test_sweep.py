@@ -33,11 +33,24 @@ def test_every_profile_is_run_at_every_batch_size_that_fits_after_an_unobserved_
     assert unobserved == ["8"] * (1 + 4)
     assert engine.paused[:2] == [True, False]
     assert engine.paused[3:7] == [True] * 4
+    # Of several sequences, each is two requests, one after the other.
     once = [
-        ("8", {"8": 1}), ("2", {"2": 1}), *[("8", {"8": 4})] * 4, *[("2", {"2": 4})] * 4,
+        ("8", {"8": 1}), ("2", {"2": 1}), *[("8", {"8": 4})] * 8, *[("2", {"2": 4})] * 8,
     ]  # fmt: skip
-    observed = [(profile, running) for profile, tokens, running in engine.asked if tokens == TOKENS]
-    assert observed == once * ROUNDS
+    seen = [
+        (profile, tokens, running)
+        for (profile, tokens, running), paused in zip(engine.asked, engine.paused, strict=True)
+        if not paused
+    ]
+    assert [(profile, running) for profile, _, running in seen] == once * ROUNDS
+    assert sum(tokens for _, tokens, _ in seen) == ROUNDS * 2 * (1 + 4) * TOKENS
+
+
+def test_requests_begin_while_others_decode():
+    engine = Engine()
+    asyncio.run(Sweep(["8"], 4, 60).run(engine.generate, engine.tracker))
+    ends = [tokens for (_, tokens, _), paused in zip(engine.asked, engine.paused, strict=True) if not paused][1:5]
+    assert len(set(ends)) == len(ends)
     assert engine.tracker.load().running == {}
 
 
