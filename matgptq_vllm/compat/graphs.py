@@ -7,8 +7,8 @@ that number is free, and here it says which profile all rows have:
     0       steps of any profiles              every size and mode that vLLM captures
     1..n    steps of the n-th given profile    full decode graphs of the largest size in each of RANGES
 
-A graph of one profile launches the kernels of one width, which look nothing up. Larger batches gain too little to be worth
-the memory and the time to capture; they, and mixed ones, run the graphs of number 0. Within a range of RANGES products of any
+A graph of one profile launches the kernels of one width, which look nothing up. Larger batches would need memory and time to
+capture for little; they, and mixed ones, run the graphs of number 0. Within a range of RANGES products of any
 number of rows take the same time, so that a smaller batch is filled up.
 """
 
@@ -20,7 +20,7 @@ from vllm.config.compilation import CUDAGraphMode
 
 from matgptq_vllm.engine.precision_state import PrecisionState
 
-RANGES = (1, 4, 8, 16, 32, 64)
+RANGES = (1, 4, 8, 16, 32, 64, 128, 256)
 """Ranges of requests, by their largest, in each of which kernels have one configuration."""
 
 MAX_REQUESTS = RANGES[-1]
@@ -58,7 +58,9 @@ def key_by_profile(manager: Any, state: PrecisionState, profiles: Sequence[int])
     manager.precision_state = state
     manager.number_of_profile = {profile: number for number, profile in enumerate(profiles, start=1)}
     manager.step_profile = None
-    manager.sizes = sizes(manager.compilation_config.cudagraph_capture_sizes or [])
+    captured = manager.compilation_config.cudagraph_capture_sizes or []
+    # No larger decode step is captured.
+    manager.sizes = sizes(size for size in captured if size <= manager.max_num_reqs)
     manager.list_graphs()
 
 

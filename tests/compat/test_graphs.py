@@ -12,7 +12,7 @@ from matgptq_vllm.engine.precision_state import PrecisionState
 from matgptq_vllm.engine.step_buffers import ANY_PROFILE, StepBuffers
 
 CATALOGUE = Catalogue(("2", "4", "8"), "8")
-SIZES = [1, 2, 8, 16, 24, 48, 56, 128]
+SIZES = [1, 2, 8, 16, 24, 48, 56, 128, 288]
 
 
 @pytest.fixture
@@ -30,9 +30,9 @@ def manager(state: PrecisionState, monkeypatch: pytest.MonkeyPatch) -> Any:
     pool = SimpleNamespace(get_global_graph_pool=lambda: None)
     monkeypatch.setattr(cudagraph_utils, "current_platform", pool)
     config: Any = SimpleNamespace(
-        scheduler_config=SimpleNamespace(max_num_seqs=128),
+        scheduler_config=SimpleNamespace(max_num_seqs=130),
         parallel_config=SimpleNamespace(data_parallel_size=1, tensor_parallel_size=1),
-        compilation_config=SimpleNamespace(cudagraph_capture_sizes=SIZES, max_cudagraph_capture_size=128),
+        compilation_config=SimpleNamespace(cudagraph_capture_sizes=SIZES, max_cudagraph_capture_size=288),
         cache_config=SimpleNamespace(use_kda_recoverssm=False),
         speculative_config=None,
     )
@@ -55,12 +55,12 @@ def test_graphs_of_one_profile_are_bounded(manager: Any) -> None:
     captured = [
         (mode.name, desc.num_tokens, desc.num_active_loras) for mode, descs in manager._capture_descs.items() for desc in descs
     ]
-    assert sorted(size for mode, size, number in captured if mode == "FULL" and number == 0) == SIZES
+    assert sorted(size for mode, size, number in captured if mode == "FULL" and number == 0) == SIZES[:-1]
     assert sorted(size for mode, size, number in captured if mode == "PIECEWISE") == SIZES
     assert sorted((size, number) for mode, size, number in captured if number) == [
-        (s, n) for s in (1, 2, 8, 16, 24, 56) for n in (1, 2)
+        (s, n) for s in (1, 2, 8, 16, 24, 56, 128) for n in (1, 2)
     ]
-    assert len(captured) == 28
+    assert len(captured) == 31
 
 
 def test_ranges_are_those_that_kernels_are_compiled_for() -> None:
@@ -73,13 +73,14 @@ def test_a_decode_step_of_one_profile_runs_its_own_graph(manager: Any) -> None:
     assert chosen(manager, "2", 5) == ("FULL", 8, 1)
     assert chosen(manager, "8", 56) == ("FULL", 56, 2)
     assert chosen(manager, "8", 40) == ("FULL", 56, 2)  # a range of rows has one graph, which takes the same time
+    assert chosen(manager, "2", 57) == ("FULL", 128, 1)
     assert chosen(manager, "2", 1) == ("FULL", 1, 1)
 
 
 def test_every_other_step_runs_the_graphs_of_any_mix(manager: Any) -> None:
     assert chosen(manager, None, 5) == ("FULL", 8, 0)
     assert chosen(manager, "4", 5) == ("FULL", 8, 0)  # has no graph of its own
-    assert chosen(manager, "2", 57) == ("FULL", 128, 0)  # too large for one
+    assert chosen(manager, "2", 129)[2] == 0  # too large for one
     assert chosen(manager, "2", 3, num_tokens=40) == ("PIECEWISE", 48, 0)  # not a decode step
     assert chosen(manager, "2", 3, num_tokens=500) == ("NONE", 500, 0)
 
@@ -99,7 +100,7 @@ def test_a_graph_is_captured_with_the_kernels_of_its_profile(manager: Any, state
     monkeypatch.setattr(cudagraph_utils.CudaGraphManager, "capture", capture)
     monkeypatch.setattr(cudagraph_utils, "has_compiled_submodule", lambda model: True, raising=False)
     monkeypatch.setattr(cudagraph_utils, "prepare_inputs_to_capture", lambda *args, **kwargs: (None, None))
-    inputs = SimpleNamespace(**dict.fromkeys(("input_ids", "positions", "is_padding"), torch.zeros(128)))
+    inputs = SimpleNamespace(**dict.fromkeys(("input_ids", "positions", "is_padding"), torch.zeros(288)))
     model_state = SimpleNamespace(prepare_dummy_inputs=lambda *args: {})
     manager.capture(torch.nn.Identity(), model_state, inputs, None, None, [], None, lora_capture_hook=None)
     assert {(number, profile, *rows) for number, profile, rows in seen} == {(0, ANY_PROFILE, 2), (1, 0, 0), (2, 2, 2)}
