@@ -18,7 +18,7 @@ MEMORY_STEPS = 128
 MAX_CELLS = 128
 """Cells kept; the one that has not been met for longest is dropped."""
 
-FIRST_STEPS = 5
+FIRST_STEPS = 3
 """Steps of which a cell remembers each: they count by their median, so that one that a pause made long is not believed."""
 
 STALE_STEPS = 2000
