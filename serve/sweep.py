@@ -57,6 +57,7 @@ class Sweep:
             tracker.paused = False
 
     async def _one(self, profile: str, number: int, batch: int, generate: Generate, tracker: LoadTracker) -> None:
+        # Of different lengths, so that the second ones begin in different steps.
         first = 3 + number % 5
         for tokens in (TOKENS,) if batch == 1 else (first, TOKENS - first):
             request = tracker.begin(profile, PROMPT_TOKENS)

@@ -44,6 +44,12 @@ from matgptq_vllm.kernels.wide_weights import half_weights, tiles_scales, unit_w
 _GROUPS = gl.constexpr(GROUPS)
 
 
+@triton.constexpr_function
+def _sizes(widths, block_m):
+    """Rows that the tensor cores may work at: a mixed batch leaves many tiles half empty."""
+    return (block_m // 2, block_m) if len(widths) > 1 and block_m >= 128 else (block_m,)
+
+
 @gluon.jit
 def _consume(
     xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, places, rows_of_widths, tile, last_tile, split, row_tile,
@@ -53,30 +59,18 @@ def _consume(
     PDL: gl.constexpr, CODE: gl.constexpr,
 ):  # fmt: skip
     """Multiply a warpgroup's tile of outputs with one row tile after the other, and store or share the sums."""
+    SIZES: gl.constexpr = _sizes(WIDTHS, BLOCK_M)
     tile += PART * TILES * WARPS
     at = (0, 0, 0, 0)
     width, count = row_tile_of(rows_of_widths, row_tile, WIDTHS, BLOCK_M)
     while width != 0:
-        # A mixed batch leaves many tiles half empty: then the tensor cores work at half of the rows only.
-        if len(WIDTHS) > 1 and BLOCK_M >= 128:
-            if count <= BLOCK_M // 2:
+        for index in gl.static_range(len(SIZES)):
+            if (count <= SIZES[index]) & (count > (SIZES[index - 1] if index else 0)):
                 at = _row_tile(
                     xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, places, tile, last_tile, split, row_tile,
                     first_lock, first, last, n, units_k, width, count, at,
-                    PART, WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, BLOCK_M, BLOCK_M // 2, TILES, STAGES, HALVES, PDL, CODE,
+                    PART, WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, BLOCK_M, SIZES[index], TILES, STAGES, HALVES, PDL, CODE,
                 )  # fmt: skip
-            else:
-                at = _row_tile(
-                    xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, places, tile, last_tile, split, row_tile,
-                    first_lock, first, last, n, units_k, width, count, at,
-                    PART, WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, BLOCK_M, BLOCK_M, TILES, STAGES, HALVES, PDL, CODE,
-                )  # fmt: skip
-        else:
-            at = _row_tile(
-                xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, places, tile, last_tile, split, row_tile,
-                first_lock, first, last, n, units_k, width, count, at,
-                PART, WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, BLOCK_M, BLOCK_M, TILES, STAGES, HALVES, PDL, CODE,
-            )  # fmt: skip
         row_tile += row_step
         width, count = row_tile_of(rows_of_widths, row_tile, WIDTHS, BLOCK_M)
 
@@ -140,8 +134,6 @@ def _tile_sums(
     SUMS: gl.constexpr = sums_layout(WARPS, ROWS)
     LEFT: gl.constexpr = gl.DotOperandLayout(0, SUMS, 2)
     STEPS: gl.constexpr = 2 * TILES
-    # With as much room for x as for words, both come by the same barriers.
-    TOGETHER: gl.constexpr = HALVES == 2 * STAGES
     slot, phase, x_slot, x_phase = at
     end = last - 1
     scale_words = tiles_scales(scales, tile, last_tile, first, units_k, GROUP, TILES)
@@ -154,7 +146,7 @@ def _tile_sums(
         x_slots = (2 * slot, 2 * slot + 1)
         operands = (weights,)
         for step in gl.static_range(STEPS):
-            if not TOGETHER and step < 2:
+            if len(full) == 2 and step < 2:
                 x_slots = with_slot(x_slots, step, x_slot, 2)
                 mbarrier.wait(full[1].index(x_slot), x_phase)
                 x_slot, x_phase = next_stage(x_slot, x_phase, HALVES)
@@ -185,7 +177,7 @@ def _tile_sums(
         # All warps have read the stages.
         barrier()
         mbarrier.arrive(empty[0].index(used), count=1)
-        if not TOGETHER:
+        if len(empty) == 2:
             mbarrier.arrive(empty[1].index(x_slots[0]), count=1)
             mbarrier.arrive(empty[1].index(x_slots[1]), count=1)
         scale_words, next_scales = next_scales, later_scales
@@ -246,7 +238,8 @@ def _wide_kernel(
     SHARED: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_M, 64], DTYPE)
     xs = gl.allocate_shared_memory(DTYPE, [HALVES, BLOCK_M, 64], SHARED)
     ring = new_ring(BITS, STAGES, TILES * _GROUPS)
-    # Each thread that copies words says so when its are there; one announces the bytes of x.
+    # Each thread that copies words says so when its are there; one announces the bytes of x. With as much room for x as for
+    # words, both come by the same barriers.
     if HALVES == 2 * STAGES:
         full = (_barriers(STAGES, 32 * WARPS + 1),)
         empty = (_barriers(STAGES, _GROUPS),)

@@ -97,7 +97,7 @@ def _bring_row_tile(
 ):  # fmt: skip
     """Units first to last of a row tile, the words of those before ``ahead`` being on their way; the next stages."""
     slot, phase, x_slot, x_phase = at
-    if HALVES == 2 * STAGES:
+    if len(full) == 1:
         for unit in range(first, last):
             mbarrier.wait(empty[0].index(slot), phase)
             mbarrier.expect(full[0].index(slot), BLOCK_M * 256)

@@ -61,7 +61,7 @@ class Layer:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             result = self._call(*arguments, host_decides=False)
-        self._kept = arguments
+        self._kept = arguments  # a replay reads them
         return graph, result
 
     def drop(self, planes: int) -> None:

@@ -17,13 +17,13 @@ from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 from matgptq_vllm.kernels import wide
-from matgptq_vllm.kernels.wide_config import REGISTERS
+from matgptq_vllm.kernels.wide_config import REGISTERS, wide_config
 from matgptq_vllm.kernels.wide_ptx import WideCode
 
 POINTERS = {"token_profiles": "*i32", "profile_widths": "*i32", **{f"plane{index}": "*i32" for index in range(5)}}
 
 def compiled(widths, group, block_m, tiles, split, dtype, scales, rule="curved", bias=True):
-    y, block = "*" + dtype, [block_m, 64]
+    y, block, config = "*" + dtype, [block_m, 64], wide_config(block_m, 4096, 4096, 132)
     layout = gl.NVMMASharedLayout.get_default_for(block, gl.bfloat16 if dtype == "bf16" else gl.float16)
     signature = dict(
         x_desc=f"tensordesc<{dtype}{block},{layout!r}>", **POINTERS, scales="*" + scales, bias=y, y_ptr=y, workspace="*fp32",
@@ -31,7 +31,7 @@ def compiled(widths, group, block_m, tiles, split, dtype, scales, rule="curved",
     )
     constants = dict(
         WIDTHS=widths, RULE=rule, GROUP=group, HAS_BIAS=bias, SPLIT=split, ROWS=256, BLOCK_M=block_m, TILES=tiles,
-        STAGES=3 if block_m == 128 else 4, HALVES={256: 5, 128: 7}.get(block_m, 8), REGISTERS=REGISTERS, PDL=True,
+        STAGES=config.stages, HALVES=config.halves, REGISTERS=REGISTERS, PDL=True,
         CODE=WideCode("bf16" if dtype == "bf16" else "f16"),
     )
     unknown = ("x_desc", "m", "units_n", "units_k", "rows")
@@ -58,17 +58,18 @@ json.dump(found, open(sys.argv[1], "w"))
 
 RUN = """
 import json, sys, torch
+from dataclasses import replace
 from matgptq_vllm.core.planes import PlaneLayout
 from matgptq_vllm.core.slicing import dequantize, num_groups
 from matgptq_vllm.kernels.arrange import arrange
 from matgptq_vllm.kernels.resident import to_resident
 from matgptq_vllm.kernels.wide import wide_gemm
-from matgptq_vllm.kernels.wide_config import WideConfig
+from matgptq_vllm.kernels.wide_config import wide_config
 
 LAYOUT, WIDTHS, found = PlaneLayout(), (2, 3, 4, 6, 8), {}
 table = torch.tensor(WIDTHS, dtype=torch.int32, device="cuda")
-rule, n, k, group, dtype, config = json.loads(sys.argv[1])
-dtype, config = getattr(torch, dtype), WideConfig(**config)
+rule, n, k, group, dtype, rows, split = json.loads(sys.argv[1])
+dtype, config = getattr(torch, dtype), replace(wide_config(rows, n, k, 132), split_k=split)
 generator = torch.Generator().manual_seed(n)
 codes = torch.randint(0, 256, (n, k), dtype=torch.uint8, generator=generator).cuda()
 scales = (torch.rand(n, num_groups(k, group), generator=generator) * 0.02 + 0.001).bfloat16().cuda()
@@ -110,20 +111,20 @@ def test_it_compiles_to_asynchronous_products_and_fits_into_shared_memory(tmp_pa
 
 @pytest.mark.skipif(not ON_HOPPER, reason="needs a Hopper GPU: wgmma runs nowhere else")
 @pytest.mark.parametrize(
-    ("rule", "n", "k", "group", "dtype", "config"),
+    ("rule", "n", "k", "group", "dtype", "rows", "split"),
     [
-        ("curved", 192, 1024, 128, "bfloat16", {"block_m": 64, "split_k": 2}),
-        ("nested", 130, 648, 32, "float16", {"block_m": 32, "split_k": 3}),
-        ("round", 72, 2048, -1, "bfloat16", {"block_m": 256, "split_k": 1, "tiles": 1, "halves": 5}),
-        ("curved", 4096, 1024, 64, "bfloat16", {"block_m": 256, "split_k": 4, "tiles": 1, "halves": 5}),
-        ("curved", 256, 896, 64, "bfloat16", {"block_m": 128, "split_k": 1, "stages": 3, "halves": 7}),
-        ("curved", 4096, 1024, 128, "float16", {"block_m": 128, "split_k": 8, "stages": 3, "halves": 7}),
+        ("curved", 192, 1024, 128, "bfloat16", 64, 2),
+        ("nested", 130, 648, 32, "float16", 32, 3),
+        ("round", 72, 2048, -1, "bfloat16", 256, 1),
+        ("curved", 4096, 1024, 64, "bfloat16", 256, 4),
+        ("curved", 256, 896, 64, "bfloat16", 128, 1),
+        ("curved", 4096, 1024, 128, "float16", 128, 8),
     ],
 )
 def test_every_row_is_within_a_hundredth_of_float64(
-    rule: str, n: int, k: int, group: int, dtype: str, config: dict[str, int]
+    rule: str, n: int, k: int, group: int, dtype: str, rows: int, split: int
 ) -> None:
-    command = [sys.executable, "-c", RUN, json.dumps([rule, n, k, group, dtype, config])]
+    command = [sys.executable, "-c", RUN, json.dumps([rule, n, k, group, dtype, rows, split])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])

@@ -44,6 +44,7 @@ def test_every_profile_is_run_at_every_batch_size_that_fits_after_an_unobserved_
     ]
     assert [(profile, running) for profile, _, running in seen] == once * ROUNDS
     assert sum(tokens for _, tokens, _ in seen) == ROUNDS * 2 * (1 + 4) * TOKENS
+    assert engine.tracker.load().running == {}
 
 
 def test_requests_begin_while_others_decode():
