@@ -223,8 +223,8 @@ class Control:
             return None
         return round(self.model.step_ms(StepLoad({profile: batch})), 3)
 
-    def _learn(self, load: StepLoad, milliseconds: float) -> None:
-        self.model.observe(load, milliseconds)
+    def _learn(self, steps: Sequence[StepLoad], milliseconds: float) -> None:
+        self.model.observe_steps(steps, milliseconds)
         if self.source == "none":
             self.source = "online"
         if self.cache is not None and self.model.num_observations % STORE_EVERY == 0:

@@ -25,7 +25,7 @@ from serve.step_errors import StepErrors
 from serve.step_fit import StepFit
 from serve.stored_numbers import count_of, is_number, numbers_of
 
-FORMAT = 2
+FORMAT = 3
 """Version of the JSON document."""
 
 CLIP = 4.0
@@ -89,7 +89,7 @@ class LatencyModel:
 
     @property
     def num_observations(self) -> int:
-        """Steps observed, those before a restart included."""
+        """Steps observed, those before a restart included; several that were observed together count once."""
         return self._steps
 
     @property
@@ -131,13 +131,18 @@ class LatencyModel:
         Raises:
             KeyError: a profile that the model was not made for.
         """
+        self.observe_steps((load,), measured_ms)
+
+    def observe_steps(self, loads: Sequence[StepLoad], measured_ms: float) -> None:
+        """Learn from steps in a row, as from one of their mean: only how long all of them took is known."""
         if not is_number(measured_ms) or measured_ms <= 0:
             return
-        features = self._columns.features(load)
+        features = self._columns.mean_features(loads)
         if len(features) == 1:
             return
+        measured_ms /= len(loads)
         self._steps += 1
-        key = self._columns.key(load)
+        key = self._columns.key(loads)
         cell = self._cells.get(key)
         if len(self._cells):
             predicted = self._pace * self._predict(features)
@@ -146,7 +151,8 @@ class LatencyModel:
                 measured_ms = self._clipped(measured_ms, self._expected(cell, features))
             # Of work that is new, the error is that of knowing little, and passes.
             if cell is not None and cell.count >= PACE_CELL_STEPS and predicted > 0:
-                self._errors.add(measured_ms / predicted - 1)
+                for _ in loads:
+                    self._errors.add(measured_ms / predicted - 1)
         self._follow_pace(cell, features, measured_ms)
         self._cells.add(key, features, measured_ms / self._pace, self._steps)
         if self._steps % (2 if self._steps <= WARM_UP else REFIT_STEPS) == 0 or self._steps == 1:

@@ -1,11 +1,12 @@
 """What is in flight in this replica, by profile: the requests that the API process knows, and what the engine's steps say."""
 
 import time
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from serve.flight import Flight
 from serve.load import Load, StepLoad
+from serve.step_groups import Group, StepGroups
 from serve.step_observer import StepRecord
 
 UNCLEAR_STEPS = 4
@@ -34,7 +35,8 @@ class LoadTracker:
         self._progress = 0.0
         self._last: StepRecord | None = None
         self._last_at = float("-inf")
-        self._listeners: list[Callable[[StepLoad, float], None]] = []
+        self._groups: defaultdict[int, StepGroups] = defaultdict(StepGroups)
+        self._listeners: list[Callable[[Sequence[StepLoad], float], None]] = []
 
     def begin(self, profile: str, prompt_tokens: int, follows: Hashable = None) -> Flight:
         """A request is passed to the engine; returns it, to be ended with ``end``."""
@@ -55,8 +57,9 @@ class LoadTracker:
             flight.profile = profile
         self._unclear = UNCLEAR_STEPS
 
-    def on_step(self, listener: Callable[[StepLoad, float], None]) -> None:
-        """Call ``listener(load, milliseconds)`` after every step whose duration is known."""
+    def on_step(self, listener: Callable[[Sequence[StepLoad], float], None]) -> None:
+        """Call ``listener(loads, milliseconds)`` with every step whose duration is known, or with several in a row of which
+        only their sum is (``serve.step_groups``)."""
         self._listeners.append(listener)
 
     def observe(self, record: StepRecord) -> None:
@@ -73,11 +76,13 @@ class LoadTracker:
             if flight.began is None:
                 flight.began = self._last_at, self._progress
         self._unclear = max(0, self._unclear - 1)
-        if self.paused or self._unclear or record.duration_s is None or not record.exact or not running:
-            return
-        load = _step_load(record, running)
-        for listener in self._listeners:
-            listener(load, record.duration_s * 1e3)
+        groups = self._groups[record.engine_index]
+        if self.paused or self._unclear or not record.exact or not running:
+            groups.drop()
+        elif record.duration_s is None:
+            self._tell(groups.end())
+        else:
+            self._tell(groups.add(_step_load(record, running), record.duration_s * 1e3))
 
     def load(self, follows: Hashable = None) -> Load:
         """The present load; ``following`` in it are the requests that follow the class ``follows``, if given."""
@@ -100,6 +105,11 @@ class LoadTracker:
     def kv_cache_usage(self) -> float | None:
         """Share of the KV cache in use, by the engine's last step; None before the first."""
         return None if self._last is None else self._last.kv_cache_usage
+
+    def _tell(self, steps: Group | None) -> None:
+        if steps is not None:
+            for listener in self._listeners:
+                listener(*steps)
 
     def _running(self) -> list[Flight]:
         """Requests that the engine computes: all but the latest, as many as it says are waiting."""

@@ -60,13 +60,24 @@ class StepColumns:
             features[self.context] = float(load.context_tokens)
         return features
 
-    def key(self, load: StepLoad) -> tuple[int, int, int]:
-        """What steps alike have in common: the profiles present, and powers of two of decoded and of prompt tokens."""
-        presence = 0
-        for name, tokens in (*load.tokens.items(), *load.prefill.items()):
-            if tokens > 0:
-                presence |= 1 << self._index[name]
-        return presence, _magnitude(sum(load.tokens.values())), _magnitude(sum(load.prefill.values()))
+    def mean_features(self, loads: Sequence[StepLoad]) -> dict[int, float]:
+        """Column -> its mean over several steps, zeros left out."""
+        total: dict[int, float] = {}
+        for load in loads:
+            for column, value in self.features(load).items():
+                total[column] = total.get(column, 0.0) + value
+        return {column: value / len(loads) for column, value in total.items()}
+
+    def key(self, loads: Sequence[StepLoad]) -> tuple[int, int, int]:
+        """What steps alike have in common: the profiles present, and powers of two of the mean decoded and prompt tokens."""
+        presence, decoded, prompts = 0, 0.0, 0.0
+        for load in loads:
+            for name, tokens in (*load.tokens.items(), *load.prefill.items()):
+                if tokens > 0:
+                    presence |= 1 << self._index[name]
+            decoded += sum(load.tokens.values())
+            prompts += sum(load.prefill.values())
+        return presence, _magnitude(decoded / len(loads)), _magnitude(prompts / len(loads))
 
 
 def _magnitude(tokens: float) -> int:

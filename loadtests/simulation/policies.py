@@ -11,6 +11,7 @@ from serve.budget import Budget
 from serve.controller import Controller
 from serve.latency_model import LatencyModel
 from serve.load import Load, StepLoad
+from serve.step_groups import StepGroups
 
 PROFILES = tuple(map(str, WIDTHS))
 
@@ -62,6 +63,7 @@ class Controlled(Fixed):
 
     def __init__(self, hardware: Hardware, budget: Budget, seed: int, elastic: bool = False) -> None:
         self.model = LatencyModel(PROFILES, WIDTHS)
+        self._groups = StepGroups()
         self.now_s = 0.0
         self.budget = budget
         self.elastic = elastic
@@ -112,7 +114,9 @@ class Controlled(Fixed):
         self.controller.finished(served.decision, arrival.output_tokens, served.tpot_ms, arrival.prompt_tokens)  # type: ignore[arg-type]
 
     def _observe(self, decode: Sequence[int], prefill: Sequence[int], context: int, ms: float) -> None:
-        self.model.observe(StepLoad(_named(decode), _named(prefill), context), ms)
+        steps = self._groups.add(StepLoad(_named(decode), _named(prefill), context), ms)
+        if steps is not None:
+            self.model.observe_steps(*steps)
 
 
 def _life(engine: Engine, number: int) -> tuple[float, float]:

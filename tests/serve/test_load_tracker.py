@@ -1,5 +1,6 @@
 """serve.load_tracker: requests in flight and the engine's steps, put together."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,8 @@ STEP = StepRecord(
     prompt_tokens=0, kv_cache_usage=0.25, context_tokens=None, exact=True,
 )  # fmt: skip
 
+PROMPT = replace(STEP, continued=1, started=1, prompt_tokens=10, context_tokens=99)
+
 
 class Watch:
     """A tracker with a clock that tests turn, and what it told its listener."""
@@ -20,9 +23,9 @@ class Watch:
     def __init__(self) -> None:
         self.now = 0.0
         self.idle = 0
-        self.steps: list[tuple[StepLoad, float]] = []
+        self.steps: list[tuple[Sequence[StepLoad], float]] = []
         self.tracker = LoadTracker(self._idle, lambda: self.now)
-        self.tracker.on_step(lambda load, ms: self.steps.append((load, ms)))
+        self.tracker.on_step(lambda loads, ms: self.steps.append((loads, ms)))
 
     def _idle(self) -> None:
         self.idle += 1
@@ -53,15 +56,43 @@ def test_a_step_is_passed_on_with_the_mix_of_profiles():
     for profile in ("8", "4"):
         watch.tracker.begin(profile, 10)
     watch.tracker.observe(STEP)
-    assert watch.steps == [(StepLoad({"8": 1.0, "4": 1.0}, {}, 22), 10.0)]
+    watch.tracker.observe(STEP)
+    assert watch.steps == [([StepLoad({"8": 1.0, "4": 1.0}, {}, 22)], 10.0)]
 
 
 def test_prompts_belong_to_the_latest_requests():
     watch = Watch()
     for profile in ("8", "4"):
         watch.tracker.begin(profile, 10)
-    watch.tracker.observe(replace(STEP, continued=1, started=1, prompt_tokens=10, context_tokens=99))
-    assert watch.steps == [(StepLoad({"8": 1.0}, {"4": 10.0}, 99), 10.0)]
+    for step in (STEP, PROMPT, STEP):
+        watch.tracker.observe(step)
+    assert watch.steps == [([StepLoad({"8": 1.0, "4": 1.0}, {}, 22), StepLoad({"8": 1.0}, {"4": 10.0}, 99)], 20.0)]
+
+
+def test_a_step_with_a_prompt_goes_with_the_one_before_it():
+    watch = Watch()
+    for profile in ("8", "4"):
+        watch.tracker.begin(profile, 10)
+    for step in (STEP, replace(STEP, duration_s=0.02), PROMPT, STEP):
+        watch.tracker.observe(step)
+    assert [(len(loads), ms) for loads, ms in watch.steps] == [(1, 10.0), (2, 30.0)]
+    assert [bool(load.prefill) for load in watch.steps[1][0]] == [False, True]
+
+
+def test_a_step_is_passed_on_when_the_engine_had_nothing_to_do_after_it():
+    watch = Watch()
+    watch.tracker.begin("8", 10)
+    watch.tracker.observe(STEP)
+    watch.tracker.observe(replace(PROMPT, duration_s=None))
+    assert [ms for _, ms in watch.steps] == [10.0]
+
+
+def test_a_step_before_one_that_says_nothing_is_not_passed_on():
+    watch = Watch()
+    watch.tracker.begin("8", 10)
+    for step in (STEP, replace(PROMPT, exact=False), STEP, replace(STEP, engine_index=1), STEP):
+        watch.tracker.observe(step)
+    assert [(loads[0].tokens, ms) for loads, ms in watch.steps] == [({"8": 2.0}, 10.0)]
 
 
 def test_steps_of_unknown_length_or_of_nobody_are_not_passed_on():
@@ -110,6 +141,6 @@ def test_after_a_change_steps_teach_nothing_until_it_has_surely_come():
     flights = [watch.tracker.begin("8", 1, "a"), watch.tracker.begin("8", 1)]
     watch.tracker.change(flights[:1], "2")
     assert watch.tracker.load().running == {"2": 1, "8": 1}
-    for _ in range(UNCLEAR_STEPS):
+    for _ in range(UNCLEAR_STEPS + 1):
         watch.tracker.observe(STEP)
-    assert [load.tokens for load, _ in watch.steps] == [{"2": 1.0, "8": 1.0}]
+    assert [load.tokens for (load,), _ in watch.steps] == [{"2": 1.0, "8": 1.0}]
