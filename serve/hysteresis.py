@@ -60,13 +60,17 @@ class Level:
         target = max(range(len(values)), key=values.__getitem__)
         if target < self.index:
             self._down(target, now)
-        elif now - self._since[target] >= FOLLOWED_EVIDENCE_S:
-            self._up(target, now)
+        elif now - self._since[target] >= FOLLOWED_EVIDENCE_S and self._up(target, now):
+            # What was better than the profile before is not therefore better than this one.
+            self._since = [math.inf] * len(values)
 
     def _down(self, index: int, now: float) -> None:
         if now - self._up_at >= HOLD_S:
             self.index, self._down_at = index, now
 
-    def _up(self, index: int, now: float) -> None:
-        if now - self._down_at >= HOLD_S:
+    def _up(self, index: int, now: float) -> bool:
+        """Whether it was possible."""
+        possible = now - self._down_at >= HOLD_S
+        if possible:
             self.index, self._up_at = index, now
+        return possible
