@@ -115,10 +115,9 @@ SHAKY_CPU = Hardware(
     "shaky", 33.0, (14.0, 33.0, 49.0, 58.0, 66.0), (1.9,) * 5, 1.0, 3.0, 1.3e-3, 0.08,
     max_running=64, wander=((0.1, 7.0), (0.1, 50.0)), prompt_noise=0.5,
 )  # fmt: skip
-"""The same model on a server whose client and API process use the same two cores, read off a real run's plot
-(docs/results/budgets-cpu/auto-150.png): at 8 bits half-second means scatter by 14% around 107 ms + 1.1 ms per sequence, and of
-a deviation 0.55 is left after 1 s, 0.3 after 2 to 4 s, 0.1 after 6 s; at 2 bits 25 sequences take 75 to 110 ms without arrivals
-and 120 to 200 with 4 a second."""
+"""The same model on a server whose client and API process use the same two cores, read off a real run's plot: at 8 bits
+half-second means scatter by 14% around 107 ms + 1.1 ms per sequence, and of a deviation 0.55 is left after 1 s, 0.3 after 2 to
+4 s, 0.1 after 6 s; at 2 bits 25 sequences take 75 to 110 ms without arrivals and 120 to 200 with 4 a second."""
 
 
 @dataclass

@@ -1,30 +1,36 @@
 """``python -m loadtests.simulation.recorded TIMELINE RECORDS``: what an oracle would have made of a real load test.
 
-The requests of a run, as they came and as long as they were, are served again by a simulated engine whose steps take what the
-server itself learned of its steps, with noise of the size of its errors. There the oracle finds its plan, and the controller
-and every fixed width are tried. So the oracle is as good as the server's latency model: how often width 8 meets the budget in
-the simulation can be compared with a real run at that width.
+The requests of a run, as they came and as long as they were, are served again by a simulated engine. Its steps take what the
+server itself learned of its steps, at the speed that the machine had in that second (``loadtests.simulation.speeds``). There
+the oracle finds its plan, and the controller and every fixed width are tried. How often width 8 meets the budget in the
+simulation can be compared with a real run at that width.
 """
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from loadtests.records import COMPLETED, Record, read_records
 from loadtests.simulation.compare import Outcome, outcome, runs_of
-from loadtests.simulation.engine import Hardware
+from loadtests.simulation.engine import WIDTHS, Hardware
 from loadtests.simulation.policies import PROFILES, Controlled
+from loadtests.simulation.speeds import SECONDS, speeds_of
 from loadtests.simulation.trace import Arrival
 from loadtests.tables import aligned
 from serve.budget import Budget
 
 SEED = 0
 """Of the noise."""
+
+NOISE = 0.03
+"""Of single steps, in addition to the speed of the second."""
+
+MOST_PROMPTS = 0.8
+"""Share of the time that prompts are thought to take at most."""
 
 
 @dataclass(frozen=True)
@@ -34,27 +40,51 @@ class Fitted(Hardware):
     prompt_tokens: tuple[float, ...] = ()
     """Milliseconds per prompt token at each of WIDTHS."""
 
+    speeds: tuple[float, ...] = ()
+    """By how much longer steps take in each SECONDS of the run."""
+
     @classmethod
     def of(cls, model: Mapping[str, Any], max_running: int, max_batched_tokens: int) -> "Fitted":
         """The engine behind ``latency_model`` of ``GET /v1/precisions``."""
         known = model["coefficients"]
         read, token, prompt = (tuple(known[kind][name] for name in PROFILES) for kind in ("fixed", "decode", "prefill"))
-        # A normal deviation whose mean size is the model's mean error.
-        noise = model["mean_error"] * math.sqrt(math.pi / 2)
         return cls(
-            "fitted", known["base"], read, token, 1.0, 0.0, known["context"], noise, 0.0,
+            "fitted", known["base"], read, token, 1.0, 0.0, known["context"], NOISE, 0.0,
             max_running=max_running, max_batched_tokens=max_batched_tokens, prompt_tokens=prompt,
             # Servers of before knew no such cost.
             prompts=known.get("prompts", 0.0),
         )  # fmt: skip
 
     def step_ms(self, decode: Sequence[int], prefill: Sequence[float], context: int, at_s: float) -> float:
-        """Without noise; the formula of ``serve.latency_model``."""
+        """Without noise; the formula of ``serve.latency_model``, at the speed of the moment."""
         total = self.common_ms(prefill, context)
         for width, (sequences, prompts) in enumerate(zip(decode, prefill, strict=True)):
             if sequences or prompts:
                 total += self.read[width] + self.token[width] * sequences + self.prompt_tokens[width] * prompts
-        return total
+        return total * (self.speeds[min(int(at_s / SECONDS), len(self.speeds) - 1)] if self.speeds else 1.0)
+
+    def token_ms(self, width: float, sequences: float, context: float, prompts_per_s: float, prompt_tokens: float) -> float:
+        """Mean milliseconds per token while prompts come in between; ``width`` may lie between two of WIDTHS."""
+
+        def at(index: int) -> float:
+            step = self.base + self.read[index] + self.token[index] * sequences + self.context * context
+            prompt = self.prompts + self.prompt_tokens[index] * prompt_tokens
+            return step / (1 - min(prompts_per_s * prompt / 1e3, MOST_PROMPTS))
+
+        high = next((index for index, bits in enumerate(WIDTHS) if bits >= width), len(WIDTHS) - 1)
+        low = high if WIDTHS[high] <= width else max(high - 1, 0)
+        part = (width - WIDTHS[low]) / (WIDTHS[high] - WIDTHS[low]) if high > low else 0.0
+        return at(low) + (at(high) - at(low)) * part
+
+    def at_speeds_of(self, records: Sequence[Record], samples: Sequence[Mapping[str, Any]]) -> "Fitted":
+        """The same engine on the machine as it was while ``records`` were made and ``samples`` taken."""
+        runs = [record for record, _ in counted(records)]
+        each = sum(record.input_tokens + record.output_tokens / 2 for record in runs) / max(1, len(runs))
+
+        def predicted(width: float, sequences: float, prompts_per_s: float, prompt_tokens: float) -> float:
+            return self.token_ms(width, sequences, each * sequences, prompts_per_s, prompt_tokens)
+
+        return replace(self, speeds=speeds_of(runs, samples, predicted))
 
 
 def counted(records: Sequence[Record]) -> list[tuple[Record, float]]:
@@ -107,7 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     records = read_records(given.records)
     met, width = measured(records, timeline["generated"], tpot_ms)
-    found = simulate(records, Fitted.of(model, given.max_num_seqs, given.max_num_batched_tokens), tpot_ms)
+    hardware = Fitted.of(model, given.max_num_seqs, given.max_num_batched_tokens)
+    found = simulate(records, hardware.at_speeds_of(records, timeline["samples"]), tpot_ms)
     rows = [["", "met", "mean width"], ["measured", f"{met:.1%}", f"{width:.2f}"]]
     rows += [[f"simulated: {name}", f"{one.met:.1%}", f"{one.width_tokens:.2f}"] for name, one in found.items()]
     share = width / found["oracle"].width_tokens

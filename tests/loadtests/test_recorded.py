@@ -1,6 +1,7 @@
 """loadtests.simulation.recorded: a real run's requests, served again by the engine that its server described."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,18 @@ def test_a_step_takes_what_the_formula_of_the_latency_model_says() -> None:
     assert HARDWARE.step_ms([1, 0, 0, 0, 2], [0, 0, 0, 0, 30], 500, 7.0) == pytest.approx(10 + 10 + 6 + 30 + 12 + 3 + 0.5)
 
 
+def test_a_step_takes_as_much_longer_as_the_machine_was_slower_in_that_second() -> None:
+    slower = replace(HARDWARE, speeds=(1.0, 2.0))
+    usual = HARDWARE.step_ms([1, 0, 0, 0, 0], [0] * 5, 0, 0.0)
+    assert [slower.step_ms([1, 0, 0, 0, 0], [0] * 5, 0, at) / usual for at in (0.5, 1.5, 9.0)] == [1.0, 2.0, 2.0]
+
+
+def test_a_token_takes_longer_while_prompts_come_and_its_width_may_be_a_mean() -> None:
+    assert HARDWARE.token_ms(8, 5, 0, 0, 0) == pytest.approx(70.0)
+    assert HARDWARE.token_ms(5, 5, 0, 0, 0) == pytest.approx((58 + 64) / 2)
+    assert HARDWARE.token_ms(2, 5, 1000, 10, 20) == pytest.approx(51 / (1 - 0.02))
+
+
 def test_requests_that_did_not_end_are_left_out_and_the_others_in_order_of_time() -> None:
     trace = arrivals_of([record(0, 2.0, 50.0), record(1, 1.0, 50.0, CANCELLED), record(2, 0.5, 50.0)])
     assert [(one.number, one.at_s, one.prompt_tokens, one.output_tokens) for one in trace] == [
@@ -57,7 +70,9 @@ def test_the_oracle_is_wide_where_there_is_time_and_meets_the_budget_where_width
 
 def test_the_command_prints_the_share_of_the_oracles_width(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     timeline, records, out = tmp_path / "timeline.json", tmp_path / "auto.jsonl", tmp_path / "oracle.json"
-    timeline.write_text(json.dumps({"budget_ms": 65.0, "generated": {"8": 300.0, "2": 100.0}, "latency_model": MODEL}))
+    samples = [{"time_s": at / 2, "running": 1, "waiting": 0, "width": 8.0} for at in range(120)]
+    told = {"budget_ms": 65.0, "generated": {"8": 300.0, "2": 100.0}, "latency_model": MODEL, "samples": samples}
+    timeline.write_text(json.dumps(told))
     write_records([*CALM, *BURST], records)
     assert main([str(timeline), str(records), "--out", str(out)]) == 0
     document = json.loads(out.read_text())
