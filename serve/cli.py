@@ -14,8 +14,8 @@ from matgptq_vllm.core.precision import AUTO, PARENT_WIDTH, WIDTHS, Catalogue
 from matgptq_vllm.core.replica import ReplicaOptions
 from matgptq_vllm.core.resident_bytes import resident_bytes
 from matgptq_vllm.core.summary import ParentSummary
-from serve.command import DRAFT_TOKENS, engine_layout, vllm_arguments
-from serve.environment import ALLOWLIST, server_environment
+from serve.command import DRAFT_TOKENS, engine_layout, needs_cache_bound, vllm_arguments
+from serve.environment import ALLOWLIST, CPU_CACHE, server_environment
 from serve.settings import Settings, to_env
 from serve.tenant_file import load_tenants
 
@@ -72,7 +72,7 @@ def run(namespace: argparse.Namespace) -> int:
         catalogue.resolve(own.auto_floor)
     arguments = vllm_arguments(directory, vllm_args, options, catalogue.profiles, own.draft_tokens)
     points = [point for distribution in distributions() for point in distribution.entry_points]
-    environment = server_environment(os.environ, points)
+    environment = server_environment(os.environ, points, needs_cache_bound(vllm_args))
     settings = to_env(
         {
             "max_body_bytes": own.max_body_bytes,
@@ -91,7 +91,7 @@ def run(namespace: argparse.Namespace) -> int:
     _check_tenants(Settings.from_env(environment), vllm_args, catalogue)
     command = [*_vllm(), *arguments]
     if own.dry_run:
-        shown = {ALLOWLIST: environment[ALLOWLIST], **settings}
+        shown = {name: environment[name] for name in (ALLOWLIST, CPU_CACHE) if name in environment} | settings
         print(" ".join([*(f"{name}={shlex.quote(value)}" for name, value in shown.items()), shlex.join(command)]))
         return 0
     if find_spec("vllm") is None:

@@ -39,6 +39,9 @@ DECIDES_GRAPHS = (
 )  # fmt: skip
 """vLLM options by which an operator decides about graphs."""
 
+DECIDES_CACHE = ("--gpu-memory-utilization", "--kv-cache-memory-bytes", "--num-gpu-blocks-override")
+"""vLLM options by which an operator decides how large the KV cache is."""
+
 DRAFT_TOKENS = 2
 """Tokens drafted at a time, unless the operator says otherwise."""
 
@@ -95,12 +98,20 @@ def engine_layout(vllm_args: Sequence[str]) -> tuple[bool, int | None]:
     parser.add_argument("--dtype", default="auto")
     dtype = parser.parse_known_args([_normalized(argument) for argument in vllm_args])[0].dtype
     itemsize = {"auto": None, "float32": 4, "float": 4}.get(dtype, 2)
+    return not _on_cpu() and itemsize != 4, itemsize
+
+
+def needs_cache_bound(vllm_args: Sequence[str]) -> bool:
+    """Whether the engine runs on a CPU and the operator's arguments say nothing of the size of its KV cache."""
+    return _on_cpu() and not any(_normalized(argument).split("=")[0] in DECIDES_CACHE for argument in vllm_args)
+
+
+def _on_cpu() -> bool:
+    """Whether the vLLM that is installed was built for CPUs; so it decides itself."""
     try:
-        # So vLLM itself decides which platform it was built for.
-        on_cpu = "cpu" in version("vllm")
+        return "cpu" in version("vllm")
     except PackageNotFoundError:
-        on_cpu = False
-    return not on_cpu and itemsize != 4, itemsize
+        return False
 
 
 def _split(vllm_args: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

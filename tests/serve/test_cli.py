@@ -11,6 +11,7 @@ import pytest
 
 from matgptq_vllm.core.errors import FormatError, InputError, MatGPTQError
 from serve import cli
+from serve.environment import CPU_CACHE, CPU_CACHE_GIB
 from serve.settings import Settings
 
 
@@ -92,11 +93,14 @@ def test_what_auto_cannot_aim_at_is_refused_before_anything_starts(parent_folder
     assert executed == []
 
 
-def test_dry_run_prints_a_command_for_a_shell_and_runs_nothing(parent_folder, executed, capsys):
+def test_dry_run_prints_a_command_for_a_shell_and_runs_nothing(parent_folder, executed, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "needs_cache_bound", lambda _: True)
+    monkeypatch.delenv(CPU_CACHE, raising=False)
     assert run([str(parent_folder), "--dry-run", "--served-model-name", "my model"]) == 0
     assert executed == []
     words = shlex.split(capsys.readouterr().out)
     assert words[0].startswith("VLLM_PLUGINS=")
+    assert words[1] == f"{CPU_CACHE}={CPU_CACHE_GIB}"
     assert "my model@mix-6.0" in words
     assert "--dry-run" not in words
 

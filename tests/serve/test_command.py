@@ -163,6 +163,20 @@ def test_how_weights_are_held_follows_from_the_platform_and_the_type(monkeypatch
     assert command.engine_layout(arguments) == layout
 
 
+@pytest.mark.parametrize(
+    ("installed", "arguments", "needed"),
+    [
+        ("0.32.0+cpu", ["--port", "80"], True),
+        ("0.32.0+cpu", ["--gpu_memory_utilization=0.5"], False),
+        ("0.32.0+cpu", ["--kv-cache-memory-bytes", "1000"], False),
+        ("0.26.0", [], False),
+    ],
+)
+def test_the_cache_is_bounded_on_a_cpu_of_which_nothing_is_said(monkeypatch, installed, arguments, needed):
+    monkeypatch.setattr(command, "version", lambda _: installed)
+    assert command.needs_cache_bound(arguments) == needed
+
+
 def test_steps_of_some_hundred_tokens_get_graphs_unless_the_operator_decides_about_graphs() -> None:
     assert parsed(vllm_arguments("dir", ["--max-num-seqs", "64"], OPTIONS, PROFILES))["--max-cudagraph-capture-size"] == ["512"]
 

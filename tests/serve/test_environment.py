@@ -5,7 +5,7 @@ from importlib.metadata import EntryPoint, distribution
 import pytest
 
 from matgptq_vllm.core.errors import InputError
-from serve.environment import KEEP_ALIVE, KEEP_ALIVE_S, PLUGINS, server_environment
+from serve.environment import CPU_CACHE, CPU_CACHE_GIB, KEEP_ALIVE, KEEP_ALIVE_S, PLUGINS, server_environment
 
 INSTALLED = [
     EntryPoint("matgptq", "x:y", "vllm.general_plugins"),
@@ -26,6 +26,12 @@ def test_without_an_allowlist_all_that_loads_by_itself_still_loads():
 def test_idle_connections_are_kept_longer_than_clients_and_proxies_do_unless_the_operator_decides() -> None:
     assert int(server_environment({}, INSTALLED)[KEEP_ALIVE]) > 60
     assert server_environment({KEEP_ALIVE: "5"}, INSTALLED)[KEEP_ALIVE] == "5"
+
+
+def test_the_cache_on_a_cpu_is_bounded_unless_the_operator_decides() -> None:
+    assert CPU_CACHE not in server_environment({}, INSTALLED)
+    assert server_environment({}, INSTALLED, bound_cpu_cache=True)[CPU_CACHE] == CPU_CACHE_GIB
+    assert server_environment({CPU_CACHE: "9"}, INSTALLED, bound_cpu_cache=True)[CPU_CACHE] == "9"
 
 
 @pytest.mark.parametrize(
