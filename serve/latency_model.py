@@ -158,6 +158,11 @@ class LatencyModel:
         if self._steps % (2 if self._steps <= WARM_UP else REFIT_STEPS) == 0 or self._steps == 1:
             self._fit.fit(self._cells, self._steps)
 
+    def refit(self) -> None:
+        """Explain all that is remembered, now: the coefficients are up to REFIT_STEPS steps old."""
+        if self._steps:
+            self._fit.fit(self._cells, self._steps)
+
     def coefficients(self) -> dict[str, Any]:
         """Milliseconds: ``base`` per step, ``prompts`` per step with any, ``fixed`` per profile and step, others per token."""
         found = [self._pace * coefficient for coefficient in self._fit.coefficients]

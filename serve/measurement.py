@@ -28,6 +28,7 @@ async def measure(engine_client: "EngineClient", control: Control, seconds: floa
         )
         return
     control.source = "sweep"
+    control.model.refit()
     control.store_model()
     _logger.info(
         "measured step times in %.1f s%s: a token at %s takes about %s ms",

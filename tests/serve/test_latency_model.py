@@ -97,6 +97,16 @@ def test_a_new_kind_of_step_that_takes_four_times_as_long_as_predicted_is_believ
     assert model.step_ms(StepLoad({"8": 8}, {}, 500)) == pytest.approx(3.5, rel=0.05)
 
 
+def test_the_last_steps_count_once_the_model_is_fitted_again() -> None:
+    model = LatencyModel(PROFILES, BITS)
+    model.refit()
+    for batch in [1] * 96 + [16] * 8:
+        model.observe(StepLoad({"8": batch}), 20.0 + batch)
+    assert model.step_ms(StepLoad({"8": 16})) < 25
+    model.refit()
+    assert model.step_ms(StepLoad({"8": 16})) == pytest.approx(36, rel=0.05)
+
+
 def test_an_empty_model_predicts_nothing() -> None:
     model = LatencyModel(PROFILES, BITS)
     assert (model.step_ms(StepLoad({"8": 3})), model.num_observations, model.mean_error) == (0.0, 0, None)
