@@ -103,7 +103,7 @@ def engine_layout(vllm_args: Sequence[str]) -> tuple[bool, int | None]:
 
 def needs_cache_bound(vllm_args: Sequence[str]) -> bool:
     """Whether the engine runs on a CPU and the operator's arguments say nothing of the size of its KV cache."""
-    return _on_cpu() and not any(_normalized(argument).split("=")[0] in DECIDES_CACHE for argument in vllm_args)
+    return _on_cpu() and not _decides(vllm_args, DECIDES_CACHE)
 
 
 def _on_cpu() -> bool:
@@ -143,8 +143,12 @@ def _check_passed(argument: str) -> None:
 
 def _capture_size(passed: Sequence[str]) -> list[str]:
     """The argument for graphs of steps of up to GRAPH_TOKENS; none if the operator decides."""
-    decides = any(argument.split("=")[0].split(".")[0].startswith(DECIDES_GRAPHS) for argument in passed)
-    return [] if decides else [CAPTURE_SIZE, str(GRAPH_TOKENS)]
+    return [] if _decides(passed, DECIDES_GRAPHS) else [CAPTURE_SIZE, str(GRAPH_TOKENS)]
+
+
+def _decides(arguments: Sequence[str], options: tuple[str, ...]) -> bool:
+    """Whether one of ``arguments`` is, or begins as, one of ``options``."""
+    return any(_normalized(argument).split("=")[0].split(".")[0].startswith(options) for argument in arguments)
 
 
 def _normalized(argument: str) -> str:

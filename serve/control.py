@@ -224,7 +224,7 @@ class Control:
         return round(self.model.step_ms(StepLoad({profile: batch})), 3)
 
     def _learn(self, steps: Sequence[StepLoad], milliseconds: float) -> None:
-        self.model.observe_steps(steps, milliseconds)
+        self.model.observe(steps, milliseconds)
         if self.source == "none":
             self.source = "online"
         if self.cache is not None and self.model.num_observations % STORE_EVERY == 0:

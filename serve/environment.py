@@ -32,11 +32,11 @@ def server_environment(
     """``environ`` with an allowlist that loads our plugins and everything that would be loaded without them, and with idle
     connections kept for KEEP_ALIVE_S seconds unless the operator decides.
 
-    Args:
-        bound_cpu_cache: bound keys and values on a CPU to CPU_CACHE_GIB unless ``environ`` does.
-
     vLLM's endpoint plugins are opt-in by that allowlist, and an allowlist holds for all groups once it is set. Hence an
     operator's list is kept and ours added; without one, every installed plugin is listed that vLLM loads by itself.
+
+    Args:
+        bound_cpu_cache: bound keys and values on a CPU to CPU_CACHE_GIB unless ``environ`` does.
 
     Raises:
         InputError: the environment selects a front end that runs no middleware, so no request could choose a precision.

@@ -125,16 +125,17 @@ class LatencyModel:
         each = coefficients[self._columns.column("prefill", profile)]
         return self._pace * (coefficients[self._columns.prompts] * min(1.0, tokens) + each * tokens)
 
-    def observe(self, load: StepLoad, measured_ms: float) -> None:
-        """Learn from one step. Steps without work, and times that are not positive and finite, are ignored.
+    def observe(self, loads: Sequence[StepLoad], measured_ms: float) -> None:
+        """Learn from steps in a row, as from one of their mean. Steps without work, and times that are not
+        positive and finite, are ignored.
+
+        Args:
+            loads: one step, or several in a row of which only the time of all is known.
+            measured_ms: of all of them.
 
         Raises:
             KeyError: a profile that the model was not made for.
         """
-        self.observe_steps((load,), measured_ms)
-
-    def observe_steps(self, loads: Sequence[StepLoad], measured_ms: float) -> None:
-        """Learn from steps in a row, as from one of their mean: only how long all of them took is known."""
         if not is_number(measured_ms) or measured_ms <= 0:
             return
         features = self._columns.mean_features(loads)

@@ -116,7 +116,7 @@ class Controlled(Fixed):
     def _observe(self, decode: Sequence[int], prefill: Sequence[int], context: int, ms: float) -> None:
         steps = self._groups.add(StepLoad(_named(decode), _named(prefill), context), ms)
         if steps is not None:
-            self.model.observe_steps(*steps)
+            self.model.observe(*steps)
 
 
 def _life(engine: Engine, number: int) -> tuple[float, float]:

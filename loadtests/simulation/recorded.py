@@ -18,19 +18,17 @@ from loadtests.records import COMPLETED, Record, read_records
 from loadtests.simulation.compare import Outcome, outcome, runs_of
 from loadtests.simulation.engine import WIDTHS, Hardware
 from loadtests.simulation.policies import PROFILES, Controlled
-from loadtests.simulation.speeds import SECONDS, speeds_of
+from loadtests.simulation.speeds import SECONDS, interpolated, speeds_of
 from loadtests.simulation.trace import Arrival
 from loadtests.tables import aligned
 from serve.budget import Budget
+from serve.outlook import MAX_PROMPT_SHARE
 
 SEED = 0
 """Of the noise."""
 
 NOISE = 0.03
 """Of single steps, in addition to the speed of the second."""
-
-MOST_PROMPTS = 0.8
-"""Share of the time that prompts are thought to take at most."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +67,9 @@ class Fitted(Hardware):
         def at(index: int) -> float:
             step = self.base + self.read[index] + self.token[index] * sequences + self.context * context
             prompt = self.prompts + self.prompt_tokens[index] * prompt_tokens
-            return step / (1 - min(prompts_per_s * prompt / 1e3, MOST_PROMPTS))
+            return step / (1 - min(prompts_per_s * prompt / 1e3, MAX_PROMPT_SHARE))
 
-        high = next((index for index, bits in enumerate(WIDTHS) if bits >= width), len(WIDTHS) - 1)
-        low = high if WIDTHS[high] <= width else max(high - 1, 0)
-        part = (width - WIDTHS[low]) / (WIDTHS[high] - WIDTHS[low]) if high > low else 0.0
-        return at(low) + (at(high) - at(low)) * part
+        return interpolated(width, WIDTHS, [at(index) for index in range(len(WIDTHS))])
 
     def at_speeds_of(self, records: Sequence[Record], samples: Sequence[Mapping[str, Any]]) -> "Fitted":
         """The same engine on the machine as it was while ``records`` were made and ``samples`` taken."""

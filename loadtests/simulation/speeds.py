@@ -7,7 +7,6 @@ were computed, which the server was asked for (``loadtests.timeline``) by a cloc
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 from loadtests.records import Record
@@ -57,7 +56,10 @@ def speeds_of(records: Sequence[Record], samples: Sequence[Mapping[str, Any]], p
             # Gaps of a second add up to as many seconds as sequences decode.
             expected = predicted(width, gaps[index] / SECONDS, prompts[index] / SECONDS, mean)
             found[index] = 1e3 * gaps[index] / tokens[index] / expected
-    return _filled(found, count)
+    if not found:
+        return ()
+    # Seconds that tell nothing are between those that do.
+    return tuple(interpolated(index, list(found), list(found.values())) for index in range(count))
 
 
 def offset_of(records: Sequence[Record], samples: Sequence[Mapping[str, Any]]) -> float:
@@ -81,12 +83,10 @@ def _bucket(at_s: float, count: int) -> int:
     return min(int(at_s / SECONDS), count - 1)
 
 
-def _filled(found: Mapping[int, float], count: int) -> tuple[float, ...]:
-    """Seconds that tell nothing are between those that do."""
-    if not found:
-        return ()
-    known = sorted(found)
-    values = [found[known[0]]] * known[0]
-    for left, right in pairwise(known):
-        values += [found[left] + (found[right] - found[left]) * (index - left) / (right - left) for index in range(left, right)]
-    return (*values, *[found[known[-1]]] * (count - known[-1]))
+def interpolated(place: float, places: Sequence[float], values: Sequence[float]) -> float:
+    """Linear between ``places``, which rise; beyond them as at the first or the last."""
+    index = bisect_right(places, place)
+    if index in (0, len(places)):
+        return values[0 if index == 0 else -1]
+    low, high = places[index - 1], places[index]
+    return values[index - 1] + (values[index] - values[index - 1]) * (place - low) / (high - low)

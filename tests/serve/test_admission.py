@@ -38,7 +38,7 @@ def learned(harness, ms_per_bit: float = 5.0):
     for _ in range(40):
         for name in model.profiles:
             for batch in (1, 8, 32):
-                model.observe(StepLoad({name: batch}, {}, 10), ms_per_bit * harness.control.replica.average_bits[name])
+                model.observe([StepLoad({name: batch}, {}, 10)], ms_per_bit * harness.control.replica.average_bits[name])
     return harness
 
 

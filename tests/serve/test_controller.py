@@ -30,7 +30,7 @@ def learned() -> dict:
         for name in PROFILES:
             for batch in (1, 8, 32):
                 for work in (StepLoad({name: batch}), StepLoad({name: batch, "8": 4}), StepLoad({name: batch}, {name: 200})):
-                    model.observe(work, step_ms(work))
+                    model.observe([work], step_ms(work))
     return model.to_json()
 
 

@@ -27,7 +27,7 @@ class Bench:
         for _ in range(20):
             for name in PROFILES:
                 for batch in (1, 8, 32):
-                    model.observe(StepLoad({name: batch}), int(name) * (1 + 0.05 * batch))
+                    model.observe([StepLoad({name: batch})], int(name) * (1 + 0.05 * batch))
         self.tracker = LoadTracker(clock=lambda: self.now)
         self.controller = Controller(model, PROFILES, clock=lambda: self.now, elastic=True)
         self.following = Following(self.controller, self.tracker, lambda: self.now)

@@ -52,7 +52,7 @@ def guarded(make_harness, tmp_path: Path):
     for batch in (1, 4, 16):
         for profile, milliseconds in zip(model.profiles, (5, 6, 6, 8, 11, 14), strict=True):
             for _ in range(5):
-                model.observe(StepLoad({profile: batch}, {}, 100 * batch), milliseconds + batch / 4)
+                model.observe([StepLoad({profile: batch}, {}, 100 * batch)], milliseconds + batch / 4)
     return harness
 
 

@@ -31,6 +31,17 @@ def test_a_lull_is_no_evidence() -> None:
     assert level.index == 2
 
 
+def test_what_was_better_than_the_profile_before_a_step_up_is_no_evidence_after_it() -> None:
+    level = Level(0, 3)
+    for now in (0.0, FOLLOWED_EVIDENCE_S):
+        level.follow([2.0, 6.0, 4.0], now)
+    assert level.index == 1
+    level.follow([-math.inf, 6.0, 6.1], FOLLOWED_EVIDENCE_S + 0.1)
+    assert level.index == 1
+    level.follow([-math.inf, 6.0, 6.1], 2 * FOLLOWED_EVIDENCE_S + 0.2)
+    assert level.index == 2
+
+
 def test_if_nothing_will_do_the_narrowest_is_left() -> None:
     level = Level(2, 3)
     level.follow(NOTHING, 0.0)

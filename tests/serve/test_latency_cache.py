@@ -18,7 +18,7 @@ def model() -> LatencyModel:
 def learned() -> LatencyModel:
     result = model()
     for _ in range(8):
-        result.observe(StepLoad({"8": 4}), 20.0)
+        result.observe([StepLoad({"8": 4})], 20.0)
     return result
 
 
@@ -62,7 +62,7 @@ def test_what_is_written_in_another_thread_is_the_model_at_the_time_of_the_call(
     cache, known = LatencyCache(tmp_path, KEY), learned()
     document = known.to_json()
     writer = cache.store_soon(known)
-    known.observe(StepLoad({"8": 1}), 500.0)
+    known.observe([StepLoad({"8": 1})], 500.0)
     writer.join()
     found = model()
     assert cache.restore(found)

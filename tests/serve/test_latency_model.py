@@ -37,7 +37,7 @@ def swept(noise: float = 0.05, speed: float = 1.0) -> LatencyModel:
         for name in reversed(PROFILES):
             for step in range(8):
                 load = StepLoad({name: batch}, {}, batch * (32 + step))
-                model.observe(load, milliseconds(load, speed) * randomness.gauss(1, noise))
+                model.observe([load], milliseconds(load, speed) * randomness.gauss(1, noise))
     return model
 
 
@@ -60,7 +60,7 @@ def live(model: LatencyModel, steps: int, largest: int = 30, speed: float = 1.0,
         prefill = {names[0]: randomness.randint(1, 300)} if randomness.random() < 0.3 else {}
         load = StepLoad({name: randomness.randint(1, largest) for name in names}, prefill, randomness.randint(100, 4000))
         factor = 30 if randomness.random() < outliers else randomness.gauss(1, 0.05)
-        model.observe(load, milliseconds(load, speed) * factor)
+        model.observe([load], milliseconds(load, speed) * factor)
 
 
 def test_steps_that_compute_prompts_may_take_longer_however_short_these_are() -> None:
@@ -73,7 +73,7 @@ def test_steps_that_compute_prompts_may_take_longer_however_short_these_are() ->
         name = randomness.choice(PROFILES)
         prefill = {name: randomness.randint(1, 400)} if randomness.random() < 0.2 else {}
         load = StepLoad({name: randomness.randint(1, 30)}, prefill, randomness.randint(100, 4000))
-        model.observe(load, truth(load) * randomness.gauss(1, 0.05))
+        model.observe([load], truth(load) * randomness.gauss(1, 0.05))
     assert model.coefficients()["prompts"] == pytest.approx(6.0, rel=0.15)
     for tokens in (1, 60, 300):
         load = StepLoad({"4": 8}, {"4": tokens}, 2000)
@@ -87,7 +87,7 @@ def test_a_new_kind_of_step_that_takes_four_times_as_long_as_predicted_is_believ
 
     def observe(prefill: dict[str, int], ms: float, times: int) -> None:
         for _ in range(times):
-            model.observe(StepLoad({"8": 8}, prefill, 500), ms * randomness.gauss(1, 0.02))
+            model.observe([StepLoad({"8": 8}, prefill, 500)], ms * randomness.gauss(1, 0.02))
 
     observe({}, 3.5, 600)
     observe({"8": 40}, 300.0, 1)  # a pause of the machine
@@ -101,7 +101,7 @@ def test_the_last_steps_count_once_the_model_is_fitted_again() -> None:
     model = LatencyModel(PROFILES, BITS)
     model.refit()
     for batch in [1] * 96 + [16] * 8:
-        model.observe(StepLoad({"8": batch}), 20.0 + batch)
+        model.observe([StepLoad({"8": batch})], 20.0 + batch)
     assert model.step_ms(StepLoad({"8": 16})) < 25
     model.refit()
     assert model.step_ms(StepLoad({"8": 16})) == pytest.approx(36, rel=0.05)
@@ -137,7 +137,7 @@ def test_a_change_of_the_machines_pace_is_one_of_the_profiles_that_do_not_run_to
     for speed in (1.0, 0.9):
         for _ in range(600):
             load = StepLoad({"8": randomness.randint(5, 12)}, {}, 500)
-            model.observe(load, milliseconds(load, speed) * randomness.gauss(1, 0.04))
+            model.observe([load], milliseconds(load, speed) * randomness.gauss(1, 0.04))
     for name in ("2", "4"):
         load = StepLoad({name: 8}, {}, 300)
         assert model.step_ms(load) == pytest.approx(milliseconds(load, 0.9), rel=0.04)
@@ -153,7 +153,7 @@ def test_slow_steps_that_come_together_are_told_from_those_that_come_one_by_one(
             if step % length == 0:
                 speed = randomness.choice((0.9, 1.1))
             load = StepLoad({"8": randomness.randint(5, 12)}, {}, 500)
-            model.observe(load, milliseconds(load, speed))
+            model.observe([load], milliseconds(load, speed))
         found[length] = model.deviations()
     assert found[1][0] == pytest.approx(0.1, abs=0.03)
     assert found[1][5] < 0.03
@@ -174,7 +174,7 @@ def test_an_hour_of_small_batches_does_not_spoil_large_ones() -> None:
 def test_narrower_profiles_are_not_thought_slower_after_steps_of_the_widest_alone() -> None:
     model = LatencyModel(PROFILES, BITS)
     for batch in (1, 1, 2, 4, 2):
-        model.observe(StepLoad({"8": batch}), milliseconds(StepLoad({"8": batch})))
+        model.observe([StepLoad({"8": batch})], milliseconds(StepLoad({"8": batch})))
     predicted = [model.step_ms(StepLoad({name: 4})) for name in PROFILES]
     assert predicted == sorted(predicted)
     assert predicted[0] > 0
@@ -185,7 +185,7 @@ def test_a_profile_without_steps_lies_between_its_neighbours() -> None:
     for _ in range(40):
         for name in ("2", "8"):
             for batch in (1, 8):
-                model.observe(StepLoad({name: batch}), milliseconds(StepLoad({name: batch})))
+                model.observe([StepLoad({name: batch})], milliseconds(StepLoad({name: batch})))
     low, middle, high = (model.step_ms(StepLoad({name: 5})) for name in ("2", "4", "8"))
     assert low < middle < high
     assert middle == pytest.approx(milliseconds(StepLoad({"4": 5})), rel=0.1)
@@ -195,8 +195,8 @@ def test_what_is_no_measurement_changes_nothing() -> None:
     model = swept()
     before = model.to_json()
     for value in (0.0, -1.0, float("nan"), float("inf")):
-        model.observe(StepLoad({"8": 1}), value)
-    model.observe(StepLoad(), 5.0)
+        model.observe([StepLoad({"8": 1})], value)
+    model.observe([StepLoad()], 5.0)
     assert model.to_json() == before
 
 
@@ -205,7 +205,7 @@ def test_what_is_no_measurement_changes_nothing() -> None:
 def test_predictions_are_never_negative_and_grow_with_the_load(steps, load, name) -> None:
     model = LatencyModel(PROFILES, BITS)
     for step, measured in steps:
-        model.observe(step, measured)
+        model.observe([step], measured)
     predicted = model.step_ms(load)
     assert predicted >= 0
     for more in (
@@ -221,7 +221,7 @@ def test_predictions_are_never_negative_and_grow_with_the_load(steps, load, name
 def test_what_is_stored_comes_back(steps) -> None:
     model = LatencyModel(PROFILES, BITS)
     for step, measured in steps:
-        model.observe(step, measured)
+        model.observe([step], measured)
     document = json.loads(json.dumps(model.to_json()))
     other = LatencyModel(PROFILES, BITS)
     other.restore(document)
@@ -259,7 +259,7 @@ def test_memory_is_bounded() -> None:
     randomness = random.Random(3)
     for _ in range(600):
         tokens = {name: randomness.choice((0, 1, 5, 9, 33, 100)) for name in PROFILES}
-        model.observe(StepLoad(tokens, {"8": randomness.choice((0, 10, 100, 1000))}), 5.0)
+        model.observe([StepLoad(tokens, {"8": randomness.choice((0, 10, 100, 1000))})], 5.0)
     assert len(model.to_json()["cells"]) == MAX_CELLS
 
 

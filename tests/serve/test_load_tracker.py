@@ -103,6 +103,9 @@ def test_steps_of_unknown_length_or_of_nobody_are_not_passed_on():
     watch.tracker.observe(replace(STEP, exact=False))
     watch.tracker.paused = True
     watch.tracker.observe(STEP)
+    watch.tracker.paused = False
+    # Nothing is held back either.
+    watch.tracker.observe(replace(STEP, duration_s=None))
     assert watch.steps == []
 
 

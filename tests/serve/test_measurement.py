@@ -33,7 +33,7 @@ def test_what_is_stored_knows_the_last_steps_of_the_sweep(monkeypatch: pytest.Mo
 
         async def run(self, *_: object) -> bool:
             for batch in [1] * 96 + [16] * 8:
-                control.model.observe(StepLoad({"8": batch}), 20.0 + batch)
+                control.model.observe([StepLoad({"8": batch})], 20.0 + batch)
             return True
 
     monkeypatch.setattr(measurement, "Sweep", Swept)

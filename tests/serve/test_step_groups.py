@@ -49,9 +49,9 @@ def test_the_cost_of_prompts_is_learned_though_it_shows_in_the_steps_before(toge
     for load, after in itertools.pairwise(loads):
         ms = decode(load) + (9.0 if after.prefill else 0.0)
         if not together:
-            model.observe(load, ms)
+            model.observe([load], ms)
         elif (steps := groups.add(load, ms)) is not None:
-            model.observe_steps(*steps)
+            model.observe(*steps)
     found = model.coefficients()
     if together:
         assert found["prompts"] + 70 * found["prefill"]["8"] == pytest.approx(9.0, rel=0.1)
