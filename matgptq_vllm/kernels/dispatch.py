@@ -1,9 +1,8 @@
 """Which kernel computes a product whose weights are in the kernel layout.
 
 rows                                       kernel
-1                                          ``small.small_gemm``, where it runs (Hopper), for replicas that hold widths 2 or 3;
-                                           2 to 4 and 9 to 16 rows for those that hold no others
-up to 16                                   ``gemm.sliced_gemm``: fused; all of these read the widths of the rows on the device
+up to 16                                   ``small.small_gemm``, where it runs (Hopper); else ``gemm.sliced_gemm``. These two
+                                           and ``wide.wide_gemm`` read the widths of the rows on the device
 fewer than ``tuning.dense_from``           ``wide.wide_gemm``, where it runs (Hopper); else ``gemm.sliced_gemm``
 more, of one width, as the host knows      ``dense.dense_linear``: weights of one width at a time, then cuBLAS
 more, of several widths, or while a        up to ``WIDE_TO`` ``wide.wide_gemm``, where it runs: it is launched once, however
@@ -106,7 +105,7 @@ def sliced_linear(
         )  # fmt: skip
         return y
 
-    if small_runs(x.device, m, widths, rule):
+    if small_runs(x.device, m):
         return small()
     if prefers_wide:
         return wide()

@@ -28,7 +28,7 @@ from matgptq_vllm.kernels.gluon_names import barrier, let_next_start, wait_for_o
 from matgptq_vllm.kernels.lanes import bits_needed, factor, load_four, load_two
 from matgptq_vllm.kernels.layout import PLANE_WIDTHS, UNIT_N
 from matgptq_vllm.kernels.small_config import SmallConfig
-from matgptq_vllm.kernels.small_products import tables, use_unit, use_unit_for_pairs
+from matgptq_vllm.kernels.small_products import tables, use_unit, use_unit_for_columns, use_unit_for_pairs
 from matgptq_vllm.kernels.small_x import (
     copy_x,
     element_layout,
@@ -36,11 +36,13 @@ from matgptq_vllm.kernels.small_x import (
     make_digits,
     num_scales,
     room,
+    scales_for_columns,
     scales_for_lanes,
     takes_digits,
     units_at_once,
     view_as,
     widths_of,
+    words_for_columns,
     words_for_lanes,
 )
 
@@ -51,31 +53,43 @@ def _depth_step(depths, shares):
 
 
 @triton.constexpr_function
+def _mixed_depth(depths, rows):
+    """Units that a warp reads ahead where rows have several widths."""
+    return min(2, max(depths)) if rows <= 8 else 1
+
+
+@triton.constexpr_function
 def _sums_layout(warps):
     return gl.BlockedLayout([1, 1], [1, 32], [warps, 1], [1, 0])
 
 
 @gluon.jit
 def _compute(
-    x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, has, sum_widths, xs, pairs, x_scales, first,
-    last, units_k, m, n, n_padded, k, stride_x,
+    x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, has, sum_widths, shared_x,
+    first, last, units_k, m, n, n_padded, k, stride_x,
     WIDTHS: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, HAS_BIAS: gl.constexpr, SPLIT: gl.constexpr,
     ROWS: gl.constexpr, TILES: gl.constexpr, SHARES: gl.constexpr, DEPTH: gl.constexpr, ROOM: gl.constexpr, UNITS: gl.constexpr,
-    EVEN: gl.constexpr, PDL: gl.constexpr, CODE: gl.constexpr,
+    EVEN: gl.constexpr, PDL: gl.constexpr, HAS_COLUMNS: gl.constexpr, CODE: gl.constexpr,
 ):  # fmt: skip
-    """Products of units first to last for the program's tiles, TILES in each of its turns, written to y or the workspace."""
+    """Products of units first to last for the program's tiles, TILES in each of its turns, written to y or the workspace.
+
+    Args:
+        HAS_COLUMNS: whether digits are side by side.
+    """
+    xs, pairs, x_scales = shared_x
     BITS: gl.constexpr = bits_needed(WIDTHS[len(WIDTHS) - 1], RULE)
     WARPS: gl.constexpr = TILES * SHARES
     TILES_M: gl.constexpr = (ROWS + 7) // 8
     LOW: gl.constexpr = min(ROWS, 8)
-    DIGITS: gl.constexpr = takes_digits(WIDTHS[0], RULE)
+    DIGITS: gl.constexpr = takes_digits(WIDTHS[0], RULE, ROWS == 1)
     PAIRS: gl.constexpr = DIGITS and ROWS == 1
+    COLUMNS: gl.constexpr = DIGITS and HAS_COLUMNS
     thread = gl.arange(0, 32 * WARPS, layout=element_layout(WARPS))
     lane, warp = thread % 32, thread // 32
     programs = gl.num_programs(0)
     turns = _turns(n_padded, TILES)
     tile, start = gl.program_id(0) * TILES + warp % TILES, first + warp // TILES
-    levels = tables(token_profiles, WIDTHS, RULE, WARPS, CODE)
+    levels = tables(token_profiles, WIDTHS, RULE, ROWS == 1, WARPS, CODE)
     here = _addresses(planes, scales, tile, start, lane, units_k, GROUP)
     slots = ()
     for slot in gl.static_range(DEPTH):
@@ -91,20 +105,23 @@ def _compute(
     barrier()
     if DIGITS and len(WIDTHS) == 1:
         make_digits(
-            xs, pairs, x_scales, token_profiles, profile_widths, m, WIDTHS, RULE, x_ptr.dtype.element_ty, ROWS, WARPS, ROOM,
-            UNITS, CODE,
+            xs, pairs, x_scales, token_profiles, profile_widths, m, WIDTHS, RULE, x_ptr.dtype.element_ty, ROWS,
+            WARPS, ROOM, UNITS, CODE,
         )  # fmt: skip
         barrier()
     elif DIGITS:  # noqa: SIM102 - this is decided when the kernel is compiled
         if _any_digits(has, WIDTHS, RULE):
             make_digits(
-                xs, pairs, x_scales, token_profiles, profile_widths, m, WIDTHS, RULE, x_ptr.dtype.element_ty, ROWS, WARPS, ROOM,
-                UNITS, CODE,
+                xs, pairs, x_scales, token_profiles, profile_widths, m, WIDTHS, RULE, x_ptr.dtype.element_ty,
+                ROWS, WARPS, ROOM, UNITS, CODE,
             )  # fmt: skip
             barrier()
     if PAIRS:
         x_view = view_as(pairs, gl.int32, (ROOM // SHARES, SHARES, 4, 4, 4, 4))
         scale_view = view_as(x_scales, gl.float32, (ROOM // SHARES, SHARES, 1, 4, 1))
+    elif COLUMNS:
+        x_view = view_as(xs, gl.int32, (ROOM // SHARES, SHARES, 4, 4, 4, 2, 2))
+        scale_view = view_as(x_scales, gl.float32, (ROOM // SHARES, SHARES, 2, 2, 2))
     else:
         x_view = view_as(xs, gl.int32, (ROOM // SHARES, SHARES, 4 * TILES_M, LOW, 4, 4))
         scale_view = view_as(x_scales, gl.float32, (ROOM // SHARES, SHARES, TILES_M, num_scales(ROWS) // TILES_M // 2, 2))
@@ -125,6 +142,13 @@ def _compute(
                     x = words_for_lanes(x_view.index(number), 4, 4, SHARES, TILES)
                     x_steps = scales_for_lanes(scale_view.index(number), 1, 1, SHARES, TILES)
                     totals = use_unit_for_pairs(slots[slot], levels[0], x, x_steps, totals, WIDTHS[0], RULE, GROUP, CODE)
+                elif COLUMNS:
+                    x = words_for_columns(x_view.index(number), 4, SHARES, TILES)
+                    # The scales' room is for 8 rows.
+                    x_steps = scales_for_columns(scale_view.index(number).slice(0, 1, dim=1), 1, SHARES, TILES)
+                    totals = (
+                        use_unit_for_columns(slots[slot], levels[0], x, x_steps, totals[0], WIDTHS[0], RULE, GROUP, CODE),
+                    )
                 else:
                     x = words_for_lanes(x_view.index(number), 4 * TILES_M, LOW, SHARES, TILES)
                     x_steps = ()
@@ -139,8 +163,8 @@ def _compute(
                         else:
                             if has[index]:
                                 totals = use_unit(
-                                    slots[slot], levels[index], x, x_steps, totals, sum_widths, WIDTHS[index], True, RULE,
-                                    GROUP, TILES_M, CODE,
+                                    slots[slot], levels[index], x, x_steps, totals, sum_widths, WIDTHS[index], True,
+                                    RULE, GROUP, TILES_M, CODE,
                                 )  # fmt: skip
                 if any_more:
                     slots = with_slot(
@@ -154,6 +178,8 @@ def _compute(
                     )  # fmt: skip
         if PAIRS:
             total = _tile_of_pairs(totals, TILES, SHARES) * factor(RULE)
+        elif COLUMNS:
+            total = _tile_of_columns(totals[0], lane, TILES, SHARES) * factor(RULE)
         else:
             total = _tile_of_sums(totals, TILES_M, TILES, SHARES) * factor(RULE)
         row, output = _places(turn, total.shape[0], TILES, WARPS)
@@ -281,6 +307,17 @@ def _tile_of_pairs(totals, TILES: gl.constexpr, SHARES: gl.constexpr):
 
 
 @gluon.jit
+def _tile_of_columns(totals, lane, TILES: gl.constexpr, SHARES: gl.constexpr):
+    """As ``_tile_of_sums`` for ``use_unit_for_columns``, those of both digits added up -> [4, 16 * TILES]."""
+    worth = gl.where(lane % 4 >= 2, 1.0 / 256.0, 1.0)
+    upper, lower = gl.join(totals[0] * worth, totals[1] * worth), gl.join(totals[2] * worth, totals[3] * worth)
+    # share, tile, g, digit, rows, odd row, output + 8
+    lanes = gl.sum(gl.reshape(gl.join(upper, lower), (SHARES, TILES, 8, 2, 2, 2, 2)), axis=3)
+    result = gl.reshape(gl.permute(lanes, (0, 3, 4, 1, 5, 2)), (SHARES, 4, 16 * TILES))
+    return gl.convert_layout(gl.sum(result, axis=0), _sums_layout(SHARES * TILES))
+
+
+@gluon.jit
 def _present(widths, WIDTHS: gl.constexpr):
     """Which of WIDTHS are among those of the rows."""
     has = ()
@@ -294,7 +331,7 @@ def _any_digits(has, WIDTHS: gl.constexpr, RULE: gl.constexpr):
     """Whether there are rows that take digits; the first of WIDTHS does."""
     some = has[0]
     for index in gl.static_range(1, len(WIDTHS)):
-        if takes_digits(WIDTHS[index], RULE):
+        if takes_digits(WIDTHS[index], RULE, False):
             some = some | has[index]
     return some
 
@@ -333,13 +370,14 @@ def _small_kernel(
     xs = gl.allocate_shared_memory(gl.int32, [ROOM, ROWS * 64], flat(1))
     x_scales = gl.allocate_shared_memory(gl.float32, [ROOM, num_scales(ROWS)], flat(1))
     pairs = xs
-    if ROWS == 1 and takes_digits(WIDTHS[0], RULE):
+    if ROWS == 1 and takes_digits(WIDTHS[0], RULE, True):
         pairs = gl.allocate_shared_memory(gl.int32, [ROOM, 256], flat(1))
+    shared_x = (xs, pairs, x_scales)
     if len(WIDTHS) == 1:
         _compute(
-            x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, (), (), xs, pairs, x_scales, first,
+            x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, (), (), shared_x, first,
             last, units_k, m, n, n_padded, k, stride_x, WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, ROWS, TILES, SHARES, DEPTHS[0],
-            ROOM, UNITS, EVEN, PDL, CODE,
+            ROOM, UNITS, EVEN, PDL, ROWS == 4, CODE,
         )  # fmt: skip
     else:
         # Rows of one width have a loop of their own, which is half as long as that for rows of several.
@@ -353,16 +391,16 @@ def _small_kernel(
             if only == 0:
                 _compute(
                     x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, _present(widths, WIDTHS),
-                    _widths_of_sums(token_profiles, profile_widths, m, ROWS, WARPS), xs, pairs, x_scales, first, last, units_k,
-                    m, n, n_padded, k, stride_x, WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, ROWS, TILES, SHARES, 1, ROOM, UNITS,
-                    EVEN, PDL, CODE,
+                    _widths_of_sums(token_profiles, profile_widths, m, ROWS, WARPS), shared_x, first, last, units_k,
+                    m, n, n_padded, k, stride_x, WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, ROWS, TILES, SHARES,
+                    _mixed_depth(DEPTHS, ROWS), ROOM, UNITS, EVEN, PDL, False, CODE,
                 )  # fmt: skip
         for index in gl.static_range(len(WIDTHS)):
             if only == WIDTHS[index]:
                 _compute(
-                    x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, (), (), xs, pairs, x_scales,
+                    x_ptr, planes, scales, bias, y_ptr, workspace, token_profiles, profile_widths, (), (), shared_x,
                     first, last, units_k, m, n, n_padded, k, stride_x, alone(WIDTHS[index]), RULE, GROUP, HAS_BIAS, SPLIT,
-                    ROWS, TILES, SHARES, DEPTHS[index], ROOM, UNITS, EVEN, PDL, CODE,
+                    ROWS, TILES, SHARES, DEPTHS[index], ROOM, UNITS, EVEN, PDL, False, CODE,
                 )  # fmt: skip
     if SPLIT > 1:
         # Every program has left its sums; the last one to arrive adds them, always in the order of K.

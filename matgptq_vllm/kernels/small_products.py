@@ -26,6 +26,11 @@ def _level_bytes(code, width, half, rule, paired):
 
 
 @triton.constexpr_function
+def _levels_by_sign(code, half):
+    return code.levels_by_sign(half)
+
+
+@triton.constexpr_function
 def _num_level_words(code, width, rule):
     return len(code.level_words(width, rule))
 
@@ -41,14 +46,16 @@ def _digit_product(code, first, upper):
 
 
 @gluon.jit
-def tables(token_profiles, WIDTHS: gl.constexpr, RULE: gl.constexpr, WARPS: gl.constexpr, CODE: gl.constexpr):
+def tables(
+    token_profiles, WIDTHS: gl.constexpr, RULE: gl.constexpr, SINGLE: gl.constexpr, WARPS: gl.constexpr, CODE: gl.constexpr
+):  # fmt: skip
     """Per width, the words of its table of levels, if it has one."""
     # 0, but the compiler, which would copy constants to where they are needed time and again, does not know.
     zero = gl.load(token_profiles + gl.full((32 * WARPS,), 0, gl.int32, element_layout(WARPS))) >> 31
     result = ()
     for index in gl.static_range(len(WIDTHS)):
         words = ()
-        if takes_digits(WIDTHS[index], RULE):
+        if takes_digits(WIDTHS[index], RULE, SINGLE):
             for place in gl.static_range(_num_level_words(CODE, WIDTHS[index], RULE)):
                 words = words + (zero | _level_word(CODE, WIDTHS[index], RULE, place),)
         result = result + (words,)
@@ -72,7 +79,7 @@ def use_unit(
     PIECES: gl.constexpr = 4 if GROUP == -1 else GROUP // 32
     for group in gl.static_range(4 // PIECES):
         upper, lower = both_scales(tile[1][group])
-        if takes_digits(WIDTH, RULE):
+        if takes_digits(WIDTH, RULE, False):
             sums = _digit_sums(tile[0], table, x, x_scales, group * PIECES, PIECES, WIDTH, RULE, TILES_M, CODE)
         else:
             sums = _number_sums(tile[0], x, group * PIECES, PIECES, WIDTH, RULE, TILES_M, CODE)
@@ -87,6 +94,33 @@ def use_unit(
 
 
 @gluon.jit
+def use_unit_for_columns(
+    tile, table, x, x_scales, totals,
+    WIDTH: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, CODE: gl.constexpr,
+):  # fmt: skip
+    """As ``use_unit`` for up to 4 rows in digits: both digits take part in one product, whose columns are (digit, row).
+
+    Args:
+        x_scales: of the two rows of which the lane has sums.
+        totals: four float32: (g, row), (g, next row), (g + 8, row), (g + 8, next row) of digit j / 2 and the rows from
+            2 * (j mod 2) on.
+    """
+    PIECES: gl.constexpr = 4 if GROUP == -1 else GROUP // 32
+    for group in gl.static_range(4 // PIECES):
+        sums = ()
+        for part in gl.static_range(PIECES):
+            levels = _bytes(tile[0], table, group * PIECES + part, WIDTH, RULE, False, CODE)
+            first, second = x[2 * (group * PIECES + part)], x[2 * (group * PIECES + part) + 1]
+            sums = _multiply_digits(levels, first, second, sums, part == 0, CODE)
+        upper, lower = both_scales(tile[1][group])
+        numbers = ()
+        for index in gl.static_range(4):
+            numbers = numbers + ((sums[index].to(gl.float32, bitcast=True) - _SUM_START) * x_scales[index % 2],)
+        totals = add_scaled(totals, numbers, upper, lower, (), WIDTH, False)
+    return totals
+
+
+@gluon.jit
 def use_unit_for_pairs(
     tile, table, x, x_scales, totals,
     WIDTH: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, CODE: gl.constexpr,
@@ -94,23 +128,34 @@ def use_unit_for_pairs(
     """As ``use_unit`` for a single row in digits, which saves instructions: levels are used in the order in which they come.
 
     A word of levels has outputs g and g + 8 in turns. The columns of the right operand are (digit, output + 8), whose bytes
-    for the other output are 0; the lower half of the left operand's rows is 0.
+    for the other output are 0. The lower half of the left operand's rows has what is subtracted, at 4 bits, or is 0.
 
     Args:
         totals: two float32, of outputs g and g + 8, for digit j.
     """
     PIECES: gl.constexpr = 4 if GROUP == -1 else GROUP // 32
+    BY_SIGN: gl.constexpr = bits_needed(WIDTH, RULE) == 4
     for group in gl.static_range(4 // PIECES):
         sums = ()
         for part in gl.static_range(PIECES):
-            levels = _bytes(tile[0], table, group * PIECES + part, WIDTH, RULE, True, CODE)
             words = _four(x, group * PIECES + part)
-            sums = _multiply_digits((levels[0], levels[1]), words[0], words[1], sums, part == 0, CODE)
-            sums = _multiply_digits((levels[2], levels[3]), words[2], words[3], sums, False, CODE)
+            if BY_SIGN:
+                levels = _bytes_by_sign(tile[0], table, group * PIECES + part, CODE)
+                left, right = _four(levels, 0), _four(levels, 1)
+            else:
+                levels = _bytes(tile[0], table, group * PIECES + part, WIDTH, RULE, True, CODE)
+                left, right = (levels[0], levels[1]), (levels[2], levels[3])
+            sums = _multiply_digits(left, words[0], words[1], sums, part == 0, CODE)
+            sums = _multiply_digits(right, words[2], words[3], sums, False, CODE)
         upper, lower = both_scales(tile[1][group])
-        first = (sums[0].to(gl.float32, bitcast=True) - _SUM_START) * x_scales[0]
-        second = (sums[1].to(gl.float32, bitcast=True) - _SUM_START) * x_scales[0]
-        totals = (gl.fma(first, upper, totals[0]), gl.fma(second, lower, totals[1]))
+        first, second = sums[0].to(gl.float32, bitcast=True), sums[1].to(gl.float32, bitcast=True)
+        if BY_SIGN:
+            first -= sums[2].to(gl.float32, bitcast=True)
+            second -= sums[3].to(gl.float32, bitcast=True)
+        else:
+            first -= _SUM_START
+            second -= _SUM_START
+        totals = (gl.fma(first * x_scales[0], upper, totals[0]), gl.fma(second * x_scales[0], lower, totals[1]))
     return totals
 
 
@@ -179,6 +224,14 @@ def _bytes(
     given = given + table
     assembly: gl.constexpr = _level_bytes(CODE, WIDTH, PIECE % 2, RULE, PAIRED)
     return gl.inline_asm_elementwise(assembly[0], assembly[1], given, (gl.int32,) * 4, True, 1)
+
+
+@gluon.jit
+def _bytes_by_sign(words, table, PIECE: gl.constexpr, CODE: gl.constexpr):
+    """As ``_bytes`` for 4 bits, see ``digits_ptx.levels_by_sign``."""
+    given = (words[place_of(PIECE, 0)], words[place_of(PIECE, 1)], words[place_of(PIECE, 2)]) + table
+    assembly: gl.constexpr = _levels_by_sign(CODE, PIECE % 2)
+    return gl.inline_asm_elementwise(assembly[0], assembly[1], given, (gl.int32,) * 8, True, 1)
 
 
 @gluon.jit

@@ -127,8 +127,8 @@ def copy_x(
 @gluon.jit
 def make_digits(
     xs, pairs, x_scales, token_profiles, profile_widths, m,
-    WIDTHS: gl.constexpr, RULE: gl.constexpr, DTYPE: gl.constexpr, ROWS: gl.constexpr, WARPS: gl.constexpr, ROOM: gl.constexpr,
-    UNITS: gl.constexpr, CODE: gl.constexpr,
+    WIDTHS: gl.constexpr, RULE: gl.constexpr, DTYPE: gl.constexpr, ROWS: gl.constexpr,
+    WARPS: gl.constexpr, ROOM: gl.constexpr, UNITS: gl.constexpr, CODE: gl.constexpr,
 ):  # fmt: skip
     """Turn rows whose width takes digits into digits, where they are; a single row into pairs."""
     L: gl.constexpr = _parts_layout(UNITS, ROWS, WARPS)
@@ -160,13 +160,13 @@ def make_digits(
                 width = widths_of(token_profiles, profile_widths, row, m)
                 in_digits = width < 0
                 for index in gl.static_range(len(WIDTHS)):
-                    if takes_digits(WIDTHS[index], RULE):
+                    if takes_digits(WIDTHS[index], RULE, False):
                         in_digits = in_digits | (width == WIDTHS[index])
                 digits = gl.where(in_digits[None, None, :, None, None], digits, found)
                 row = gl.arange(0, ROWS, layout=gl.SliceLayout(0, scale.type.layout))
                 width = widths_of(token_profiles, profile_widths, row, m)[None, :]
                 for index in gl.static_range(len(WIDTHS)):
-                    if takes_digits(WIDTHS[index], RULE):
+                    if takes_digits(WIDTHS[index], RULE, False):
                         scale = gl.where(width == WIDTHS[index], scale * _unit_scale(CODE, WIDTHS[index], RULE), scale)
             view.index(number).store(digits)
             scale_view.index(number).slice(0, ROWS, dim=1).store(scale)
@@ -243,6 +243,49 @@ def scales_for_lanes(shared, BEFORE: gl.constexpr, LAST: gl.constexpr, SHARES: g
     zeros = gl.full((SHARES, TILES, BEFORE, 1, 8, 4, LAST), 0.0, gl.float32, LAYOUT)
     found, _ = gl.broadcast(found, zeros)
     return _split(gl.permute(found, (0, 1, 3, 4, 5, 2, 6)), 32 * SHARES * TILES, BEFORE * LAST, element_layout(SHARES * TILES))
+
+
+@triton.constexpr_function
+def _columns_layout(shares, tiles, before):
+    """[shares, tiles, before, row 4, j 4, digit 2, half 2]: lane 4 * (digit, row) + j has both halves."""
+    shape = [shares, tiles, before, 4, 4, 2, 2]
+
+    def bases(axis):
+        return [[1 << bit if place == axis else 0 for place in range(7)] for bit in range(shape[axis].bit_length() - 1)]
+
+    return gl.DistributedLinearLayout(bases(6) + bases(2), bases(4) + bases(3) + bases(5), bases(1) + bases(0), [], shape)
+
+
+@gluon.jit
+def words_for_columns(shared, BEFORE: gl.constexpr, SHARES: gl.constexpr, TILES: gl.constexpr):
+    """Shared memory [SHARES, BEFORE, row 4, 4, digit 2, 2] -> 2 * BEFORE tensors, words of a lane's column (digit, row)."""
+    LAYOUT: gl.constexpr = _columns_layout(SHARES, TILES, BEFORE)
+    found = gl.expand_dims(shared.load(gl.SliceLayout(1, LAYOUT)), 1)
+    zeros = gl.full((SHARES, TILES, BEFORE, 4, 4, 2, 2), 0, gl.int32, LAYOUT)
+    found, _ = gl.broadcast(found, zeros)
+    return _split(gl.permute(found, (0, 1, 5, 3, 4, 2, 6)), 32 * SHARES * TILES, 2 * BEFORE, element_layout(SHARES * TILES))
+
+
+@triton.constexpr_function
+def _sums_lanes(shares, tiles, before):
+    """[shares, tiles, before, g 8, digit 2, rows 2, odd 2]: lanes as they have sums of two columns (digit, row)."""
+    shape = [shares, tiles, before, 8, 2, 2, 2]
+
+    def bases(axis):
+        return [[1 << bit if place == axis else 0 for place in range(7)] for bit in range(shape[axis].bit_length() - 1)]
+
+    return gl.DistributedLinearLayout(bases(6) + bases(2), bases(5) + bases(4) + bases(3), bases(1) + bases(0), [], shape)
+
+
+@gluon.jit
+def scales_for_columns(shared, BEFORE: gl.constexpr, SHARES: gl.constexpr, TILES: gl.constexpr):
+    """Shared memory [SHARES, BEFORE, rows 2, odd 2] -> 2 * BEFORE tensors, those of the two rows of which a lane has sums."""
+    LAYOUT: gl.constexpr = _sums_lanes(SHARES, TILES, BEFORE)
+    found = shared.load(gl.SliceLayout(1, gl.SliceLayout(3, gl.SliceLayout(4, LAYOUT))))
+    found = gl.expand_dims(gl.expand_dims(gl.expand_dims(found, 1), 3), 4)
+    zeros = gl.full((SHARES, TILES, BEFORE, 8, 2, 2, 2), 0.0, gl.float32, LAYOUT)
+    found, _ = gl.broadcast(found, zeros)
+    return _split(gl.permute(found, (0, 1, 3, 4, 5, 2, 6)), 32 * SHARES * TILES, 2 * BEFORE, element_layout(SHARES * TILES))
 
 
 @gluon.jit

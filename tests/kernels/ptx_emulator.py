@@ -94,9 +94,10 @@ def _prmt(a: Words, b: Words, selector: Words) -> Words:
     result = np.zeros_like(a)
     for place in range(4):
         chosen = selector >> np.uint32(4 * place)
-        assert not (chosen & np.uint32(8)).any(), "copies of a sign are not emulated"
         word = np.where(chosen & np.uint32(4), b, a)
-        result |= (word >> (chosen & np.uint32(3)) * np.uint32(8) & np.uint32(0xFF)) << np.uint32(8 * place)
+        byte = word >> (chosen & np.uint32(3)) * np.uint32(8) & np.uint32(0xFF)
+        copies = (byte >> np.uint32(7)) * np.uint32(0xFF)
+        result |= np.where(chosen & np.uint32(8), copies, byte) << np.uint32(8 * place)
     return result
 
 

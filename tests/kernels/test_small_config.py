@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from matgptq_vllm.kernels.layout import PAD_N, UNIT_K, UNIT_N, padded
-from matgptq_vllm.kernels.small_config import ROW_ROOMS, SMALL_TO, bytes_of_unit, small_config, small_runs
+from matgptq_vllm.kernels.small_config import PROGRAMS, ROW_ROOMS, SMALL_TO, UNITS, small_config, small_runs
 
 SHAPES = [
     (6144, 4096),
@@ -28,8 +28,15 @@ def test_a_configuration_fits_the_layer(n: int, k: int) -> None:
         assert config.num_warps == 8
         assert num_tiles % config.tiles == 0
         assert 1 <= config.split_k <= units
-        assert config.programs is None or 1 <= config.programs <= num_tiles // config.tiles
-        assert -(-units // config.split_k) * bytes_of_unit(config.rows) < 100_000
+        assert 1 <= config.programs <= num_tiles // config.tiles
+        assert -(-units // config.split_k) <= UNITS[config.rows]
+
+
+@pytest.mark.parametrize(("n", "k"), [*SHAPES, (57344, 8192), (8192, 28672)])
+def test_all_programs_run_at_once(n: int, k: int) -> None:
+    for m in ROW_ROOMS:
+        config = small_config(m, n, k, 132)
+        assert config.programs * config.split_k <= PROGRAMS * 132
 
 
 def test_rows_of_a_range_have_one_configuration() -> None:
@@ -40,20 +47,16 @@ def test_rows_of_a_range_have_one_configuration() -> None:
 
 
 def test_warps_read_ahead_whole_steps_where_they_can() -> None:
-    assert small_config(1, 4096, 4096, 132).depths == (4, 4, 4, 2, 2)
-    # 56 units per program, 14 per warp.
+    assert small_config(1, 28672, 4096, 132).depths == (4, 4, 4, 2, 2)
+    # 14 units per warp, and a single one.
     assert small_config(1, 4096, 14336, 132).depths == (2, 2, 2, 2, 2)
+    assert small_config(16, 512, 256, 132).depths == (1, 1, 1, 1, 1)
 
 
-def test_it_runs_one_row_beside_wide_widths_and_more_where_all_take_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_runs_few_rows_on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("matgptq_vllm.kernels.small_config.wide_runs", lambda device: True)
-    device = torch.device("cuda")
-    runs = {
-        widths: [m for m in range(1, 20) if small_runs(device, m, widths, "curved")] for widths in ((2,), (2, 3), (2, 8), (4,))
-    }
-    few = [1, 2, 3, 4, *range(9, 17)]
-    assert runs == {(2,): few, (2, 3): few, (2, 8): [1], (4,): []}
+    assert [m for m in range(1, 20) if small_runs(torch.device("cuda"), m)] == list(range(1, 17))
 
 
 def test_it_does_not_run_without_a_gpu() -> None:
-    assert not small_runs(torch.device("cpu"), 1, (2, 8), "curved")
+    assert not small_runs(torch.device("cpu"), 1)
