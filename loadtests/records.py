@@ -1,5 +1,6 @@
 """What became of each request: one line of JSON per request, kept beside the report."""
 
+import gzip
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -52,6 +53,7 @@ def write_records(records: Iterable[Record], path: Path) -> None:
 
 
 def read_records(path: Path) -> list[Record]:
-    """What ``write_records`` wrote."""
-    entries = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    """What ``write_records`` wrote; a file that ends in ``.gz`` was compressed afterwards."""
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    entries = (json.loads(line) for line in content.decode("utf-8").splitlines())
     return [Record(**{**entry, "gaps_s": tuple(entry["gaps_s"])}) for entry in entries]

@@ -59,9 +59,14 @@ class Plan(Fixed):
 
 
 class Controlled(Fixed):
-    """``serve.controller``, told what a server tells it, after a sweep like a server's at its start."""
+    """``serve.controller``, told what a server tells it, after a sweep like a server's at its start.
 
-    def __init__(self, hardware: Hardware, budget: Budget, seed: int, elastic: bool = False) -> None:
+    Args:
+        sweep_lasts: the sweep's steps come one after the other, at the machine's speed of each moment from 0 s on. Else all are
+            of the moment 0 s: where that one is slow, everything that the model begins with is too long.
+    """
+
+    def __init__(self, hardware: Hardware, budget: Budget, seed: int, elastic: bool = False, sweep_lasts: bool = False) -> None:
         self.model = LatencyModel(PROFILES, WIDTHS)
         self._groups = StepGroups()
         self.now_s = 0.0
@@ -75,13 +80,16 @@ class Controlled(Fixed):
             max_batched_tokens=hardware.max_batched_tokens,
             elastic=elastic,
         )
-        randomness = random.Random(seed)
+        randomness, at_s = random.Random(seed), 0.0
         for batch in SWEEP_BATCHES:
             for index in range(len(WIDTHS)):
                 for _ in range(SWEEP_STEPS):
                     decode = [batch if other == index else 0 for other in range(len(WIDTHS))]
-                    ms = hardware.step_ms(decode, [0] * len(WIDTHS), 40 * batch, 0.0)
-                    self._observe(decode, [0] * len(WIDTHS), 40 * batch, ms * randomness.lognormvariate(0, hardware.noise))
+                    ms = hardware.step_ms(decode, [0] * len(WIDTHS), 40 * batch, at_s)
+                    ms *= randomness.lognormvariate(0, hardware.noise)
+                    self._observe(decode, [0] * len(WIDTHS), 40 * batch, ms)
+                    if sweep_lasts:
+                        at_s += ms / 1e3
 
     def choose(self, arrival: Arrival, engine: Engine) -> tuple[int, object]:
         self.now_s = arrival.at_s

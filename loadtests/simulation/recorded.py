@@ -106,7 +106,8 @@ def measured(records: Sequence[Record], generated: Mapping[str, float], tpot_ms:
 
 def simulate(records: Sequence[Record], hardware: Fitted, tpot_ms: float) -> dict[str, Outcome]:
     """Every fixed width, and the controller and the oracle, whom running requests follow."""
-    controlled = Controlled(hardware, Budget(tpot_ms), SEED, True)
+    # The first seconds of the run stand for those before it, in which the server swept.
+    controlled = Controlled(hardware, Budget(tpot_ms), SEED, True, sweep_lasts=True)
     runs = runs_of(arrivals_of(records), hardware, controlled, tpot_ms, SEED, True)
     return {name: outcome(run, tpot_ms) for name, run in runs.items()}
 

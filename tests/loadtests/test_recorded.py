@@ -1,13 +1,17 @@
 """loadtests.simulation.recorded: a real run's requests, served again by the engine that its server described."""
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from loadtests.records import CANCELLED, COMPLETED, Record, write_records
+from loadtests.records import CANCELLED, COMPLETED, Record, read_records, write_records
+from loadtests.simulation.policies import Controlled
 from loadtests.simulation.recorded import Fitted, arrivals_of, main, measured, simulate
+from serve.budget import Budget
+from serve.load import StepLoad
 
 # Steps of five sequences take 70 ms at 8 bits and 50 at 2.
 MODEL = {
@@ -87,3 +91,19 @@ def test_a_timeline_without_a_budget_is_refused(tmp_path: Path, capsys: pytest.C
     with pytest.raises(SystemExit):
         main([str(timeline), str(tmp_path / "auto.jsonl")])
     assert "--budget-ms" in capsys.readouterr().err
+
+
+def test_the_controllers_sweep_does_not_take_one_slow_second_for_the_machine() -> None:
+    # Five times as slow in the first second, which is a part of the sweep only.
+    slow = replace(HARDWARE, speeds=(5.0, *[1.0] * 60))
+    usual = HARDWARE.step_ms([0, 0, 0, 0, 8], [0] * 5, 320, 0.0)
+    instant, lasting = (Controlled(slow, Budget(65.0), 0, True, lasts) for lasts in (False, True))
+    load = StepLoad({"8": 8}, {}, 320)
+    assert instant.model.step_ms(load) > 3 * usual
+    assert lasting.model.step_ms(load) < 1.5 * usual
+
+
+def test_records_that_were_compressed_are_read(tmp_path: Path) -> None:
+    write_records(CALM, tmp_path / "000.jsonl")
+    (tmp_path / "000.jsonl.gz").write_bytes(gzip.compress((tmp_path / "000.jsonl").read_bytes()))
+    assert read_records(tmp_path / "000.jsonl.gz") == CALM
