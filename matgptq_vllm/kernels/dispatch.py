@@ -41,6 +41,30 @@ def _for_hopper() -> tuple[ModuleType, ModuleType]:
     return small, wide
 
 
+def wide_linear(
+    x: torch.Tensor,
+    planes: Sequence[torch.Tensor],
+    scales: torch.Tensor,
+    n: int,
+    token_profiles: torch.Tensor,
+    profile_widths: torch.Tensor,
+    widths: Sequence[int],
+    group_size: int,
+    rule: SliceRule,
+    locks: torch.Tensor,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """As ``sliced_linear`` by ``wide.wide_gemm``, for WIDE_FROM and more rows where it runs."""
+    m, k = x.shape
+    config = wide_config(bucket(m), n, k, tuning.hardware_of(x.device).num_sms)
+    arranged = arrange.arrange(x, token_profiles, profile_widths, widths, config.block_m, config.pdl)
+    y: torch.Tensor = _for_hopper()[1].wide_gemm(
+        arranged, x.new_empty(m, n), planes, scales, token_profiles, profile_widths, widths, group_size, rule, config, locks,
+        bias,
+    )  # fmt: skip
+    return y
+
+
 def sliced_linear(
     x: torch.Tensor,
     planes: Sequence[torch.Tensor],
@@ -82,33 +106,21 @@ def sliced_linear(
             return dense.dense_linear(x, planes, scales, n, k, rows, group_size, rule, bias)
         # Fewer rows than the step has: its order would lead beyond them.
         order = None
-    config = tuning.choose(m, n, k, widths, group_size, x.device, rule)
-
-    def fused(done: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
-        return gemm.sliced_gemm(
-            x, planes, scales, n, token_profiles, profile_widths, widths, group_size, rule, config, locks, order, bias, done
-        )
-
-    def wide() -> torch.Tensor:
-        config = wide_config(bucket(m), n, k, tuning.hardware_of(x.device).num_sms)
-        arranged = arrange.arrange(x, token_profiles, profile_widths, widths, config.block_m, config.pdl)
-        y: torch.Tensor = _for_hopper()[1].wide_gemm(
-            arranged, x.new_empty(m, n), planes, scales, token_profiles, profile_widths, widths, group_size, rule, config,
-            locks, bias,
-        )  # fmt: skip
-        return y
-
-    def small() -> torch.Tensor:
+    if small_runs(x.device, m):
         config = small_config(m, n, k, tuning.hardware_of(x.device).num_sms)
         y: torch.Tensor = _for_hopper()[0].small_gemm(
             x, planes, scales, n, token_profiles, profile_widths, widths, group_size, rule, config, locks, bias
         )  # fmt: skip
         return y
-
-    if small_runs(x.device, m):
-        return small()
     if prefers_wide:
-        return wide()
+        return wide_linear(x, planes, scales, n, token_profiles, profile_widths, widths, group_size, rule, locks, bias)
+
+    def fused(done: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
+        config = tuning.choose(m, n, k, widths, group_size, x.device, rule)
+        return gemm.sliced_gemm(
+            x, planes, scales, n, token_profiles, profile_widths, widths, group_size, rule, config, locks, order, bias, done
+        )
+
     if not many:
         return fused()
     widest = profile_widths.index_select(0, token_profiles[:m]).amax()

@@ -33,7 +33,7 @@ from matgptq_vllm.kernels.resident import kernels_run, to_resident
 from matgptq_vllm.plugin.elastic_layer import ElasticLayer
 
 CACHED_BYTES = 1 << 30
-"""Memory that PyTorch may keep for itself while layers move from its memory to memory of their own."""
+"""Memory that PyTorch may keep for itself while layers are converted."""
 
 if TYPE_CHECKING:
     from matgptq_vllm.kernels.compile_ahead import LayerKind
@@ -141,8 +141,7 @@ class MatGPTQLinearMethod(LinearMethodBase):
             layer.register_parameter(plane_name(plane), torch.nn.Parameter(data, requires_grad=False))
         layer.register_parameter(SCALES, torch.nn.Parameter(resident.scales, requires_grad=False))
         layer.locks = resident.locks
-        if self._replica.elastic is not None:
-            _give_back_cached(layer.scales.device)
+        _give_back_cached(layer.scales.device)
 
     def kernel_kind(self, layer: Any) -> "LayerKind | None":
         """What the kernels of the layer depend on; None where none run."""
@@ -206,5 +205,6 @@ class MatGPTQLinearMethod(LinearMethodBase):
 
 
 def _give_back_cached(device: torch.device) -> None:
+    """What was freed in converting layers is kept by PyTorch, up to all memory of the GPU, which another process may need."""
     if device.type == "cuda" and torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device) > CACHED_BYTES:
         torch.cuda.empty_cache()

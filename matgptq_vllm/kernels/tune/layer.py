@@ -11,9 +11,11 @@ from matgptq_vllm.kernels.bench.shapes import GemmShape
 from matgptq_vllm.kernels.bench.timing import capture, num_calls, num_copies, take_turns, time_round
 from matgptq_vllm.kernels.config import Config
 from matgptq_vllm.kernels.dense import dense_linear
+from matgptq_vllm.kernels.dispatch import wide_linear
 from matgptq_vllm.kernels.gemm import num_locks, sliced_gemm
 from matgptq_vllm.kernels.layout import plane_shapes, scales_shape
 from matgptq_vllm.kernels.tuning import Problem
+from matgptq_vllm.kernels.wide_config import wide_runs
 
 Call = Callable[[torch.Tensor], torch.Tensor]
 
@@ -60,13 +62,19 @@ class RandomLayer:
         return {configs[int(index)]: us for index, us in self._time(calls, x, bytes_read, seconds).items()}
 
     def crossing(self, problem: Problem, config: Config, m: int, seconds: float) -> tuple[float, float]:
-        """Microseconds of the fused and of the dense path, with ``m`` rows of one width."""
+        """Microseconds of what runs below ``dense_from`` and of the dense path, with ``m`` rows of one width."""
         width = problem.widths[0] if len(problem.widths) == 1 else UNIFORM_WIDTH
         bytes_read = self._bytes_read(width)
         dense: list[Call] = [
             partial(self._dense, planes, scales, width, problem) for planes, scales in self._copies[: num_copies(bytes_read)]
         ]
-        fused = self._fused_calls(problem, config, self._rows(problem, (width,)), bytes_read)
+        rows = self._rows(problem, (width,))
+        if wide_runs(self._x.device):
+            fused: list[Call] = [
+                partial(self._wide, planes, scales, rows, problem) for planes, scales in self._copies[: num_copies(bytes_read)]
+            ]
+        else:
+            fused = self._fused_calls(problem, config, rows, bytes_read)
         times = self._time({"fused": fused, "dense": dense}, self._x[:m], bytes_read, seconds)
         return times["fused"], times["dense"]
 
@@ -89,6 +97,16 @@ class RandomLayer:
         return sliced_gemm(
             x, planes, scales, self._n, *rows, problem.widths, self._group_size, problem.rule, config, self._locks
         )
+
+    def _wide(
+        self,
+        planes: list[torch.Tensor],
+        scales: torch.Tensor,
+        rows: tuple[torch.Tensor, torch.Tensor],
+        problem: Problem,
+        x: torch.Tensor,
+    ) -> torch.Tensor:
+        return wide_linear(x, planes, scales, self._n, *rows, problem.widths, self._group_size, problem.rule, self._locks)
 
     def _dense(
         self, planes: list[torch.Tensor], scales: torch.Tensor, width: int, problem: Problem, x: torch.Tensor

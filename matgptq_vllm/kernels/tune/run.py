@@ -2,9 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import exp, log
-from pathlib import Path
 
 import torch
 
@@ -17,6 +16,7 @@ from matgptq_vllm.kernels.tune.layer import RandomLayer
 from matgptq_vllm.kernels.tune.options import TuneOptions
 from matgptq_vllm.kernels.tune.search import Gain, Machine, search
 from matgptq_vllm.kernels.tuning import Hardware, Problem, hardware_of, table_of
+from matgptq_vllm.kernels.wide_config import wide_runs
 
 
 class Gpu:
@@ -30,6 +30,7 @@ class Gpu:
             )
         self._device = torch.device("cuda", torch.cuda.current_device())
         self.hardware: Hardware = hardware_of(self._device)
+        self.by_rule = wide_runs(self._device)
         self._compiler = Compiler(workers, self._device, _say)
 
     def compile(self, wanted: Iterable[tuple[Problem, Config]], until: float) -> set[tuple[Problem, Config]]:
@@ -56,18 +57,25 @@ def tune(options: TuneOptions, machine: Machine) -> str:
     table = tables.read(path) if path.is_file() else Table()
     started = time.monotonic()
     gains: list[Gain] = []
+    dense_from: dict[tuple[int, int], int] = {}
     missing = 0
     for found in search(options, table_of(gpu).updated(table), machine, _say):
         gains += found.gains
         missing += found.missing
-        if found.gains:
+        if found.gains or found.table.dense_from:
+            dense_from |= found.table.dense_from
             table = table.updated(found.table)
             tables.write(path, table, gpu)
-    return summary(gpu, path, gains, missing, time.monotonic() - started)
+    lines = [summary(gpu, gains, dense_from, missing, time.monotonic() - started)]
+    if machine.by_rule:
+        lines.append("products of fewer rows follow rules on this GPU, not tables")
+    if gains or dense_from:
+        lines.append(f"wrote {path}; replicas started from now on use it")
+    return "\n".join(lines)
 
 
-def summary(gpu: str, path: Path, gains: Sequence[Gain], missing: int, seconds: float) -> str:
-    """What was found, a line per shape and class of widths."""
+def summary(gpu: str, gains: Sequence[Gain], dense_from: Mapping[tuple[int, int], int], missing: int, seconds: float) -> str:
+    """What was found, a line per shape and class of widths, and one per shape."""
     lines = [f"{gpu}: {len(gains)} entries in {seconds:.0f} s"]
     rows: dict[tuple[int, int, str], list[Gain]] = {}
     for gain in gains:
@@ -75,13 +83,13 @@ def summary(gpu: str, path: Path, gains: Sequence[Gain], missing: int, seconds: 
     for (n, k, widths), found in rows.items():
         times = ", ".join(f"M {gain.problem.bucket}: {gain.us:.1f}" for gain in found)
         lines.append(f"  {n}x{k} widths {widths}: {_speedup(found)}; microseconds {times}")
+    lines += [f"  {n}x{k}: from {rows} rows of one width on expanded for cuBLAS" for (n, k), rows in dense_from.items()]
     if missing:
         lines.append(
             f"{missing} entries were not measured in the time allowed; run again with more --seconds, or fewer --shapes"
         )
     if gains:
         lines.append(f"all: {_speedup(gains)}")
-        lines.append(f"wrote {path}; replicas started from now on use it")
     return "\n".join(lines)
 
 

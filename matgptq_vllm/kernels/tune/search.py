@@ -31,6 +31,9 @@ class Machine(Protocol):
     """A GPU."""
 
     hardware: Hardware
+    by_rule: bool
+    """Whether products of few rows follow rules instead of tables (kernels.small, kernels.wide): then nothing is searched for
+    but from how many rows on the dense path is faster."""
 
     def compile(self, wanted: Iterable[tuple[Problem, Config]], until: float) -> set[tuple[Problem, Config]]: ...
 
@@ -92,11 +95,11 @@ def search(
             yield found
             say(f"{n}x{k}: {len(found.gains)} entries in {clock() - start:.0f} s")
         else:
-            yield Found(Table(), [], len(options.widths) * len(options.ms))
+            yield Found(Table(), [], 1 if machine.by_rule else len(options.widths) * len(options.ms))
 
 
 def problems(options: TuneOptions, n: int, k: int) -> list[Problem]:
-    """One per entry of the table that a shape gets."""
+    """One per entry of the table that a shape gets, unless the machine's products follow rules."""
     return [
         Problem(m, n, k, WIDTHS if name == SEVERAL else (int(name),), options.group_size)
         for name in options.widths
@@ -113,6 +116,11 @@ def _shape(
     share: _Share,
     clock: Callable[[], float],
 ) -> Found:
+    if machine.by_rule:
+        problem = Problem(DENSE_MS[0], n, k, WIDTHS, options.group_size)
+        layer = machine.layer(n, k, options.group_size, WIDTHS[0], DENSE_MS[-1])
+        rows = _dense_from(layer, problem, known, machine.hardware, share.until(1.0), clock)
+        return Found(Table({}, {(n, k): rows}), [], 0)
     entries = problems(options, n, k)
     before = {problem: pick(problem, machine.hardware, known) for problem in entries}
     wanted = {problem: first_round(problem, machine.hardware, before[problem]) for problem in entries}

@@ -23,6 +23,7 @@ class MadeUpMachine:
     """Fastest with three units ahead; the dense path is as fast as the fused at M = ``dense_from``. Work takes made-up time."""
 
     hardware = H200
+    by_rule = False
 
     def __init__(self, dense_from: float = 384, seconds_per_kernel: float = 0.0, seconds_per_round: float = 0.0) -> None:
         self.now = 0.0
@@ -95,6 +96,18 @@ def test_the_gain_is_over_what_was_in_use():
 def test_the_dense_path_starts_where_it_is_faster_from_there_on(dense_from: float, expected: int):
     for found in found_by(MadeUpMachine(dense_from)):
         assert list(found.table.dense_from.values()) == [expected]
+
+
+def test_where_products_follow_rules_only_the_start_of_the_dense_path_is_sought(tmp_path: Path):
+    machine = MadeUpMachine(700)
+    machine.by_rule = True
+    path = tmp_path / "table.json"
+    text = tune(replace(OPTIONS, out=path), machine)
+    assert machine.timed == []
+    assert tables.read(path) == Table({}, {(4096, 4096): 768, (896, 4864): 768})
+    assert "896x4864: from 768 rows of one width on expanded for cuBLAS" in text
+    assert "products of fewer rows follow rules on this GPU" in text
+    assert f"wrote {path}" in text
 
 
 def test_what_does_not_fit_into_the_time_is_left_out_and_counted():
