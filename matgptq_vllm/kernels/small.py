@@ -121,7 +121,7 @@ def _compute(
         scale_view = view_as(x_scales, gl.float32, (ROOM // SHARES, SHARES, 1, 4, 1))
     elif COLUMNS:
         x_view = view_as(xs, gl.int32, (ROOM // SHARES, SHARES, 4, 4, 4, 2, 2))
-        scale_view = view_as(x_scales, gl.float32, (ROOM // SHARES, SHARES, 2, 2, 2))
+        scale_view = view_as(x_scales, gl.float32, (ROOM // SHARES, SHARES, num_scales(ROWS) // 2, 2))
     else:
         x_view = view_as(xs, gl.int32, (ROOM // SHARES, SHARES, 4 * TILES_M, LOW, 4, 4))
         scale_view = view_as(x_scales, gl.float32, (ROOM // SHARES, SHARES, TILES_M, num_scales(ROWS) // TILES_M // 2, 2))
@@ -145,7 +145,7 @@ def _compute(
                 elif COLUMNS:
                     x = words_for_columns(x_view.index(number), 4, SHARES, TILES)
                     # The scales' room is for 8 rows.
-                    x_steps = scales_for_columns(scale_view.index(number).slice(0, 1, dim=1), 1, SHARES, TILES)
+                    x_steps = scales_for_columns(scale_view.index(number).slice(0, 2, dim=1), SHARES, TILES)
                     totals = (
                         use_unit_for_columns(slots[slot], levels[0], x, x_steps, totals[0], WIDTHS[0], RULE, GROUP, CODE),
                     )

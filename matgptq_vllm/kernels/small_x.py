@@ -207,15 +207,23 @@ def _apart(digits, UNITS: gl.constexpr):
 
 
 @triton.constexpr_function
+def _layout_by_axes(shape, registers, lanes):
+    """Axes 0 and 1 over warps, the second of them first; of the others, those named, the fastest first."""
+
+    def bases(axes):
+        return [
+            [1 << bit if place == axis else 0 for place in range(len(shape))]
+            for axis in axes
+            for bit in range(shape[axis].bit_length() - 1)
+        ]
+
+    return gl.DistributedLinearLayout(bases(registers), bases(lanes), bases((1, 0)), [], shape)
+
+
+@triton.constexpr_function
 def _lanes_layout(shares, tiles, rows, before, last):
     """[shares, tiles, before, 8 / rows, rows, 4, last]: per lane 4g + j one element of ``before`` and ``last``."""
-    shape = [shares, tiles, before, 8 // rows, rows, 4, last]
-
-    def bases(axis):
-        return [[1 << bit if place == axis else 0 for place in range(7)] for bit in range(shape[axis].bit_length() - 1)]
-
-    lanes, warps = bases(5) + bases(4) + bases(3), bases(1) + bases(0)
-    return gl.DistributedLinearLayout(bases(6) + bases(2), lanes, warps, [], shape)
+    return _layout_by_axes([shares, tiles, before, 8 // rows, rows, 4, last], (6, 2), (5, 4, 3))
 
 
 @gluon.jit
@@ -248,12 +256,7 @@ def scales_for_lanes(shared, BEFORE: gl.constexpr, LAST: gl.constexpr, SHARES: g
 @triton.constexpr_function
 def _columns_layout(shares, tiles, before):
     """[shares, tiles, before, row 4, j 4, digit 2, half 2]: lane 4 * (digit, row) + j has both halves."""
-    shape = [shares, tiles, before, 4, 4, 2, 2]
-
-    def bases(axis):
-        return [[1 << bit if place == axis else 0 for place in range(7)] for bit in range(shape[axis].bit_length() - 1)]
-
-    return gl.DistributedLinearLayout(bases(6) + bases(2), bases(4) + bases(3) + bases(5), bases(1) + bases(0), [], shape)
+    return _layout_by_axes([shares, tiles, before, 4, 4, 2, 2], (6, 2), (4, 3, 5))
 
 
 @gluon.jit
@@ -267,25 +270,20 @@ def words_for_columns(shared, BEFORE: gl.constexpr, SHARES: gl.constexpr, TILES:
 
 
 @triton.constexpr_function
-def _sums_lanes(shares, tiles, before):
-    """[shares, tiles, before, g 8, digit 2, rows 2, odd 2]: lanes as they have sums of two columns (digit, row)."""
-    shape = [shares, tiles, before, 8, 2, 2, 2]
-
-    def bases(axis):
-        return [[1 << bit if place == axis else 0 for place in range(7)] for bit in range(shape[axis].bit_length() - 1)]
-
-    return gl.DistributedLinearLayout(bases(6) + bases(2), bases(5) + bases(4) + bases(3), bases(1) + bases(0), [], shape)
+def _sums_of_columns(shares, tiles):
+    """[shares, tiles, g 8, digit 2, rows 2, odd 2]: lanes as they have sums of two columns (digit, row)."""
+    return _layout_by_axes([shares, tiles, 8, 2, 2, 2], (5,), (4, 3, 2))
 
 
 @gluon.jit
-def scales_for_columns(shared, BEFORE: gl.constexpr, SHARES: gl.constexpr, TILES: gl.constexpr):
-    """Shared memory [SHARES, BEFORE, rows 2, odd 2] -> 2 * BEFORE tensors, those of the two rows of which a lane has sums."""
-    LAYOUT: gl.constexpr = _sums_lanes(SHARES, TILES, BEFORE)
-    found = shared.load(gl.SliceLayout(1, gl.SliceLayout(3, gl.SliceLayout(4, LAYOUT))))
-    found = gl.expand_dims(gl.expand_dims(gl.expand_dims(found, 1), 3), 4)
-    zeros = gl.full((SHARES, TILES, BEFORE, 8, 2, 2, 2), 0.0, gl.float32, LAYOUT)
+def scales_for_columns(shared, SHARES: gl.constexpr, TILES: gl.constexpr):
+    """Shared memory [SHARES, rows 2, odd 2] -> two tensors, of the rows of which a lane has sums."""
+    LAYOUT: gl.constexpr = _sums_of_columns(SHARES, TILES)
+    found = shared.load(gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, LAYOUT))))
+    found = gl.expand_dims(gl.expand_dims(gl.expand_dims(found, 1), 2), 3)
+    zeros = gl.full((SHARES, TILES, 8, 2, 2, 2), 0.0, gl.float32, LAYOUT)
     found, _ = gl.broadcast(found, zeros)
-    return _split(gl.permute(found, (0, 1, 3, 4, 5, 2, 6)), 32 * SHARES * TILES, 2 * BEFORE, element_layout(SHARES * TILES))
+    return _split(found, 32 * SHARES * TILES, 2, element_layout(SHARES * TILES))
 
 
 @gluon.jit
