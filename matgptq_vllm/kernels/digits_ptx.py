@@ -22,7 +22,8 @@ import torch
 
 from matgptq_vllm.core.precision import WIDTHS
 from matgptq_vllm.core.slicing import SLICE_RULES, SliceRule, levels
-from matgptq_vllm.kernels.lanes_ptx import _SELECT, FACTOR, Assembly, LaneCode, bits_needed
+from matgptq_vllm.kernels.lanes_ptx import FACTOR, Assembly, LaneCode, bits_needed
+from matgptq_vllm.kernels.ptx_writer import PtxWriter
 
 DIGIT_STEPS = 127 * 256
 """Steps of x from 0 to its greatest."""
@@ -125,7 +126,7 @@ def level_bytes(width: int, half: int, rule: SliceRule, paired: bool) -> Assembl
         half: the piece's number modulo 2.
     """
     bits = bits_needed(width, rule)
-    writer, planes = _Writer(), [f"${4 + plane}" for plane in range(bits - 1)]
+    writer, planes = PtxWriter(), [f"${4 + plane}" for plane in range(bits - 1)]
     words = [f"${3 + bits + word}" for word in range(1 if bits == 2 else 4)]
     for i in (0, 1):
         index, place = _index(writer, planes, bits, half, i)
@@ -133,30 +134,30 @@ def level_bytes(width: int, half: int, rule: SliceRule, paired: bool) -> Assembl
         index = writer.op("and.b32", index, "0x33333333" if bits == 2 else "0x77777777")
         if paired:
             writer.lines.append(f"prmt.b32 ${2 * i}, {low}, {high}, {index};")
-            writer.lines.append(f"prmt.b32 ${2 * i + 1}, {low}, {high}, {writer.shifted(index, -16)};")
+            writer.lines.append(f"prmt.b32 ${2 * i + 1}, {low}, {high}, {writer.left(index, -16)};")
             continue
         even = writer.op("prmt.b32", low, high, index)
-        odd = writer.op("prmt.b32", low, high, writer.shifted(index, -16))
+        odd = writer.op("prmt.b32", low, high, writer.left(index, -16))
         writer.lines.append(f"prmt.b32 ${2 * i}, {even}, {odd}, 0x6240;")
         writer.lines.append(f"prmt.b32 ${2 * i + 1}, {even}, {odd}, 0x7351;")
-    return writer.assembly(4, len(planes) + len(words))
+    return _assembly(writer, 4, len(planes) + len(words))
 
 
-def _index(writer: "_Writer", planes: list[str], bits: int, half: int, i: int) -> tuple[str, int]:
+def _index(writer: PtxWriter, planes: list[str], bits: int, half: int, i: int) -> tuple[str, int]:
     """Index of the level of code (i, n) in bits 4n on, the other bits being anything, and in which order of the table.
 
     Of 4 bits, bit 3 is the sign.
     """
     if bits == 2:
-        return writer.shifted(planes[0], -2 + 2 * i), 0
+        return writer.left(planes[0], -2 + 2 * i), 0
     if bits == 4:
         # Bits 5 and 4 of a code lie side by side, in the order in which their planes have them.
         rest = writer.select(planes[1 + i], planes[2 - i], 0xAAAAAAAA)
-        return writer.select(writer.shifted(planes[0], 2 * i), writer.shifted(rest, -2 * half), 0xCCCCCCCC), i
+        return writer.select(writer.left(planes[0], 2 * i), writer.left(rest, -2 * half), 0xCCCCCCCC), i
     if (half, i) == (0, 0):
-        return writer.shifted(writer.select(planes[0], planes[1], 0xCCCCCCCC), -1), 1
+        return writer.left(writer.select(planes[0], planes[1], 0xCCCCCCCC), -1), 1
     left = {(0, 1): 2, (1, 0): -1, (1, 1): 0}[half, i]
-    return writer.select(writer.shifted(planes[0], -2 + 2 * i), writer.shifted(planes[1], left), 0x33333333), 0
+    return writer.select(writer.left(planes[0], -2 + 2 * i), writer.left(planes[1], left), 0x33333333), 0
 
 
 @cache
@@ -169,39 +170,19 @@ def levels_by_sign(half: int) -> Assembly:
     Args:
         half: the piece's number modulo 2.
     """
-    writer = _Writer()
+    writer = PtxWriter()
     for i in (0, 1):
         index, place = _index(writer, ["$8", "$9", "$10"], 4, half, i)
         table = f"${11 + 2 * place}, ${12 + 2 * place}"
         for lower, signed in enumerate((index, writer.op("xor.b32", index, "0x88888888"))):
             writer.lines.append(f"prmt.b32 ${4 * i + lower}, {table}, {signed};")
-            writer.lines.append(f"prmt.b32 ${4 * i + 2 + lower}, {table}, {writer.shifted(signed, -16)};")
-    return writer.assembly(8, 7)
+            writer.lines.append(f"prmt.b32 ${4 * i + 2 + lower}, {table}, {writer.left(signed, -16)};")
+    return _assembly(writer, 8, 7)
 
 
-class _Writer:
-    """Collects instructions; registers are named as they come."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self._registers = 0
-
-    def op(self, instruction: str, *operands: object) -> str:
-        self._registers += 1
-        self.lines.append(f"{instruction} r{self._registers}, {', '.join(map(str, operands))};")
-        return f"r{self._registers}"
-
-    def select(self, a: str, b: str, mask: int) -> str:
-        """``a`` where the mask is 1, else ``b``."""
-        return self.op("lop3.b32", a, b, f"{mask:#010x}", _SELECT)
-
-    def shifted(self, word: str, left: int) -> str:
-        return self.op("shl.b32", word, left) if left > 0 else self.op("shr.u32", word, -left) if left else word
-
-    def assembly(self, num_outputs: int, num_inputs: int) -> Assembly:
-        names = ", ".join(f"r{number + 1}" for number in range(self._registers))
-        text = "\n".join(["{", f".reg .b32 {names};", *self.lines, "}"])
-        return Assembly(text, ",".join(["=&r"] * num_outputs + ["r"] * num_inputs))
+def _assembly(writer: PtxWriter, num_outputs: int, num_inputs: int) -> Assembly:
+    # Outputs are written while inputs are still to be read.
+    return Assembly(writer.text(), ",".join(["=&r"] * num_outputs + ["r"] * num_inputs))
 
 
 def _table_words(table: tuple[int, ...], order: str) -> list[int]:

@@ -24,6 +24,7 @@ import torch
 
 from matgptq_vllm.core.precision import PARENT_WIDTH, WIDTHS
 from matgptq_vllm.core.slicing import BEND_SQUARE, SLICE_RULES, SliceRule, levels
+from matgptq_vllm.kernels.ptx_writer import PtxWriter
 
 HELD_BITS = (2, 3, 4, 6, 8)
 """Bits that prefixes of the kernel planes hold."""
@@ -44,8 +45,6 @@ _XNOR = "0xC3"
 """~(a ^ b)"""
 _AND_OR = "0xEA"
 """(a & b) | c"""
-_SELECT = "0xE4"
-"""a where c is 1, b where it is 0"""
 _XOR_AND = "0x78"
 """a ^ (b & c)"""
 
@@ -207,23 +206,16 @@ def curve(width: int, dtype: str) -> tuple[float, float]:
     return best[1], best[2]
 
 
-class _Writer:
-    """Collects instructions; registers are named as they come."""
+class _Writer(PtxWriter):
+    """Of the weights of a piece: knows its operands, and numbers of the type."""
 
     def __init__(self, num_outputs: int, num_inputs: int, dtype: str):
+        super().__init__()
         self.dtype = dtype
         self.base = _BASE[dtype]
         self.planes = [f"${num_outputs + index}" for index in range(num_inputs)]
         self._num_outputs = num_outputs
-        self._lines: list[str] = []
         self._constants: dict[str, str] = {}
-        self._registers = 0
-
-    def op(self, instruction: str, *operands: object) -> str:
-        self._registers += 1
-        target = f"r{self._registers}"
-        self._lines.append(f"{instruction} {target}, {', '.join(map(str, operands))};")
-        return target
 
     def number(self, value: float) -> str:
         """A register that holds a number of the type in both halves."""
@@ -232,24 +224,16 @@ class _Writer:
 
     def output(self, number: int, register: str) -> None:
         """Make the register, which one of the instructions wrote, an output."""
-        for index, line in enumerate(self._lines):
+        for index, line in enumerate(self.lines):
             instruction, separator, operands = line.partition(f" {register}, ")
             if separator:
-                self._lines[index] = f"{instruction} ${number}, {operands}"
+                self.lines[index] = f"{instruction} ${number}, {operands}"
                 return
         raise AssertionError(register)
 
     def magic(self, low: int) -> str:
         """A register that holds BASE + ``low`` in both halves, as bits."""
         return self.number(self.base + low)
-
-    def left(self, register: str, by: int) -> str:
-        if by == 0:
-            return register
-        return self.op("shl.b32", register, by) if by > 0 else self.op("shr.u32", register, -by)
-
-    def lop3(self, a: str, b: int | str, c: int | str, table: str) -> str:
-        return self.op("lop3.b32", a, *(f"{value:#010x}" if isinstance(value, int) else value for value in (b, c)), table)
 
     def add(self, a: str, b: float) -> str:
         return self.op(f"fma.rn.{self.dtype}x2", a, self.number(1.0), self.number(b))
@@ -261,9 +245,7 @@ class _Writer:
         return self.op(f"min.{self.dtype}x2", a, self.number(b))
 
     def assembly(self) -> Assembly:
-        names = [f"r{index + 1}" for index in range(self._registers)] + list(self._constants.values())
-        moves = [f"mov.b32 {name}, {value};" for value, name in self._constants.items()]
-        text = "\n".join(["{", f".reg .b32 {', '.join(names)};", *moves, *self._lines, "}"])
+        text = self.text({name: value for value, name in self._constants.items()})
         return Assembly(text, ",".join(["=r"] * self._num_outputs + ["r"] * len(self.planes)))
 
 
@@ -293,8 +275,8 @@ def _codes(writer: _Writer, i: int, half: int, bits: int, width: int, rule: Slic
         magnitudes = [even, odd, writer.left(later, 4), later]
     else:
         lower = _low_nibbles(writer, i, width, rule)
-        even = writer.lop3(writer.left(upper, 4), lower, 0xF0F0F0F0, _SELECT)
-        odd = writer.lop3(upper, writer.left(lower, -4), 0xF0F0F0F0, _SELECT)
+        even = writer.select(writer.left(upper, 4), lower, 0xF0F0F0F0)
+        odd = writer.select(upper, writer.left(lower, -4), 0xF0F0F0F0)
         magnitudes = [even, odd, writer.left(even, -8), writer.left(odd, -8)]
     return magnitudes, [writer.left(even, 8), writer.left(odd, 8), even, odd]
 
@@ -307,9 +289,9 @@ def _nibbles(writer: _Writer, i: int, half: int, bits: int) -> str:
     q = 2 * half + i
     result = writer.left(writer.planes[0], 2 * i)
     if bits >= 3:
-        result = writer.lop3(result, writer.left(writer.planes[1], 1 - (q ^ 1)), 0xCCCCCCCC, _SELECT)
+        result = writer.select(result, writer.left(writer.planes[1], 1 - (q ^ 1)), 0xCCCCCCCC)
     if bits >= 4:
-        result = writer.lop3(result, writer.left(writer.planes[2], -q), 0xEEEEEEEE, _SELECT)
+        result = writer.select(result, writer.left(writer.planes[2], -q), 0xEEEEEEEE)
     return result
 
 
@@ -318,7 +300,7 @@ def _low_nibbles(writer: _Writer, i: int, width: int, rule: SliceRule) -> str:
     result = writer.left(writer.planes[3], 2 * i)
     if len(writer.planes) == 4:
         return result
-    return writer.lop3(result, writer.left(writer.planes[4], -2 * i), 0xCCCCCCCC, _SELECT)
+    return writer.select(result, writer.left(writer.planes[4], -2 * i), 0xCCCCCCCC)
 
 
 def _value(writer: _Writer, word: str, width: int, rule: SliceRule) -> str:

@@ -465,7 +465,7 @@ def small_gemm(
     groups = n_padded // (UNIT_N * config.tiles)
     depths = config.depths_of(widths)
     even = units_k % (split * config.shares * lcm(*depths)) == 0
-    grid = (min(groups, config.programs or groups), split)
+    grid = (min(groups, config.programs), split)
     _small_kernel[grid](
         x, *given, scales, y if bias is None else bias, y, workspace, locks, token_profiles, profile_widths,
         m, n, n_padded, k, units_k, x.stride(0),

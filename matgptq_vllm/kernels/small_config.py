@@ -52,10 +52,10 @@ class SmallConfig:
     split_k: int
     """Programs that share tiles, each with a part of K; their sums are added in order."""
 
-    programs: int | None = None
-    """Programs per part of K; each takes turns, if there are more tiles than they have. None: as many as that takes one."""
+    programs: int
+    """Programs per part of K; each takes turns, if there are more tiles than they have."""
 
-    max_registers: int | None = None
+    max_registers: int = MAX_REGISTERS
     """Registers per thread, at most."""
 
     pdl: bool = True
@@ -99,7 +99,7 @@ def small_config(m: int, n: int, k: int, num_sms: int) -> SmallConfig:
         split *= 2
     turns = -(-groups * split // at_once)
     depths = tuple(_depth(depth, units, split * shares) for depth in _DEPTHS.values())
-    return SmallConfig(rows, tiles, shares, split, -(-groups // turns), MAX_REGISTERS, depths=depths)
+    return SmallConfig(rows, tiles, shares, split, -(-groups // turns), depths=depths)
 
 
 def _depth(depth: int, units: int, warps: int) -> int:

@@ -63,8 +63,8 @@ table = torch.tensor(WIDTHS, dtype=torch.int32, device="cuda")
 cases = [
     ("curved", (192, 1024, 128, torch.bfloat16, SmallConfig(1, 2, 4, 2, 5, 96))),
     ("curved", (192, 1024, 128, torch.bfloat16, SmallConfig(16, 4, 2, 2, 2, 128))),
-    ("nested", (130, 648, 32, torch.float16, SmallConfig(8, 2, 4, 3))),
-    ("round", (72, 2048, -1, torch.bfloat16, SmallConfig(4, 2, 2, 2))),
+    ("nested", (130, 648, 32, torch.float16, SmallConfig(8, 2, 4, 3, 6))),
+    ("round", (72, 2048, -1, torch.bfloat16, SmallConfig(4, 2, 2, 2, 4))),
 ]
 for m in (1, 4, 8, 16):
     for n, k in ((256, 896), (130, 4864), (4096, 4096), (192, 13696)):

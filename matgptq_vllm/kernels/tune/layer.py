@@ -54,7 +54,7 @@ class RandomLayer:
         calls: dict[str, list[Call]] = {}
         expected: torch.Tensor | None = None
         for index, config in enumerate(configs):
-            candidate = [call for given in rows for call in self._fused_calls(problem, config, given, bytes_read)]
+            candidate = [call for given in rows for call in self._calls(bytes_read, self._fused, given, config, problem)]
             found = candidate[-1](x).float()
             expected = found if expected is None else expected
             if relative_error(found, expected) < MAX_ERROR:
@@ -65,25 +65,18 @@ class RandomLayer:
         """Microseconds of what runs below ``dense_from`` and of the dense path, with ``m`` rows of one width."""
         width = problem.widths[0] if len(problem.widths) == 1 else UNIFORM_WIDTH
         bytes_read = self._bytes_read(width)
-        dense: list[Call] = [
-            partial(self._dense, planes, scales, width, problem) for planes, scales in self._copies[: num_copies(bytes_read)]
-        ]
         rows = self._rows(problem, (width,))
         if wide_runs(self._x.device):
-            fused: list[Call] = [
-                partial(self._wide, planes, scales, rows, problem) for planes, scales in self._copies[: num_copies(bytes_read)]
-            ]
+            fused = self._calls(bytes_read, self._wide, rows, problem)
         else:
-            fused = self._fused_calls(problem, config, rows, bytes_read)
+            fused = self._calls(bytes_read, self._fused, rows, config, problem)
+        dense = self._calls(bytes_read, self._dense, width, problem)
         times = self._time({"fused": fused, "dense": dense}, self._x[:m], bytes_read, seconds)
         return times["fused"], times["dense"]
 
-    def _fused_calls(
-        self, problem: Problem, config: Config, rows: tuple[torch.Tensor, torch.Tensor], bytes_read: int
-    ) -> list[Call]:
-        """One call per copy that a product which reads so many bytes needs."""
-        copies = self._copies[: num_copies(bytes_read)]
-        return [partial(self._fused, planes, scales, rows, config, problem) for planes, scales in copies]
+    def _calls(self, bytes_read: int, product: Callable[..., torch.Tensor], *given: object) -> list[Call]:
+        """One call of ``product(planes, scales, *given, x)`` per copy that a product which reads so many bytes needs."""
+        return [partial(product, planes, scales, *given) for planes, scales in self._copies[: num_copies(bytes_read)]]
 
     def _fused(
         self,

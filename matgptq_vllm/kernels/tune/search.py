@@ -99,7 +99,7 @@ def search(
 
 
 def problems(options: TuneOptions, n: int, k: int) -> list[Problem]:
-    """One per entry of the table that a shape gets, unless the machine's products follow rules."""
+    """One per entry of the table that a shape gets."""
     return [
         Problem(m, n, k, WIDTHS if name == SEVERAL else (int(name),), options.group_size)
         for name in options.widths
