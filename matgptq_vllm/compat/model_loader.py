@@ -1,5 +1,6 @@
 """MatGPTQModelLoader: vLLM's default loader, except that of a parent it reads, and verifies, only the planes in use."""
 
+import time
 from collections.abc import Generator
 from typing import Any
 
@@ -55,4 +56,6 @@ class MatGPTQModelLoader(DefaultModelLoader):
             return
         vllm_config: VllmConfig = get_current_vllm_config()
         replica = replica_of(vllm_config)
+        # The default loader logs how long loading took since then.
+        self.counter_before_loading_weights = time.perf_counter()
         yield from replica.reader.tensors(replica.options.max_width)
