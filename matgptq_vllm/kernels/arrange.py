@@ -43,8 +43,6 @@ def _arrange_kernel(
     unit, block = tl.program_id(0), tl.program_id(1)
     rows = block * BLOCK + tl.arange(0, BLOCK)
     others = tl.arange(0, ROWS)
-    if PDL:
-        gdc_launch_dependents()
     widths = _widths_of(token_profiles, profile_widths, done_width, rows, m, WIDTHS, SOME_DONE)
     widths_of_all = _widths_of(token_profiles, profile_widths, done_width, others, m, WIDTHS, SOME_DONE)
     before = (widths_of_all[None, :] == widths[:, None]) & (others[None, :] < rows[:, None])
@@ -52,6 +50,7 @@ def _arrange_kernel(
     if PDL:
         # Until here nothing is read that the kernel before this one may write, and nothing is written.
         gdc_wait()
+        gdc_launch_dependents()
     first = (unit == 0) & (block == 0)
     tiles = tl.arange(0, MAX_TILES)
     widths_of_tiles = tl.zeros((MAX_TILES,), tl.int32)

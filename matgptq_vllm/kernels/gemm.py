@@ -81,6 +81,7 @@ def _program_sums(
     if PDL:
         # Weights are older than any kernel that may still run; x is not.
         gdc_wait()
+        gdc_launch_dependents()
     ahead = _load_x(x_ptr, lane_rows, unit, last, lane, k, stride_x, EVEN_K, TILES_M, CODE)
     steps = tl.cdiv(last - first, WARPS * DEPTH)
     for step in tl.range(0, steps, num_stages=1):
@@ -378,10 +379,6 @@ def _gemm_kernel(
     row_tile = tl.program_id(0)
     rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     row_mask = rows < m
-    if PDL:
-        # The kernel may have been started before the one before it ended. What is read until the wait must be older than
-        # that one: weights always are, and the step's row data are written ahead of all layers.
-        gdc_launch_dependents()
     rows, row_mask = _ordered(row_order, rows, row_mask, m, ORDERED)
     row_widths = rows
     has = ()

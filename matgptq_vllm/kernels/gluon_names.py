@@ -13,7 +13,11 @@ load_tile = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_glo
 
 @gluon.jit
 def let_next_start():
-    """Let the next kernel start before this one ends; it waits where it says so (programmatic dependent launch)."""
+    """Let the next kernel start before this one ends; it waits where it says so (programmatic dependent launch).
+
+    Called after ``wait_for_others`` only: then no more than two kernels run at once, and whatever the next one reads before it
+    waits, the step's data and what earlier kernels have left, is there. Kernels of torch.compile rely on that.
+    """
     gl.inline_asm_elementwise("griddepcontrol.launch_dependents; // $0", "=r", (), gl.int32, False, 1)
 
 

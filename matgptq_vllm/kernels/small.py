@@ -100,6 +100,7 @@ def _compute(
     if PDL:
         # Weights are older than any kernel that may still run; x is not.
         wait_for_others()
+        let_next_start()
     copy_x(xs, x_ptr, m, first, last, k, stride_x, ROWS, WARPS, ROOM, UNITS)
     async_copy.wait_group(0)
     barrier()
@@ -361,10 +362,6 @@ def _small_kernel(
     TILES_M: gl.constexpr = (ROWS + 7) // 8
     UNITS: gl.constexpr = units_at_once(SHARE, ROWS, WARPS)
     ROOM: gl.constexpr = room(SHARE, UNITS, _depth_step(DEPTHS, SHARES))
-    if PDL:
-        # The kernel may have been started before the one before it ended. What is read until the wait must be older than that
-        # one: weights always are, and the step's row data are written ahead of all layers.
-        let_next_start()
     planes = (plane0, plane1, plane2, plane3, plane4)
     first, last = gl.program_id(1) * units_k // SPLIT, (gl.program_id(1) + 1) * units_k // SPLIT
     xs = gl.allocate_shared_memory(gl.int32, [ROOM, ROWS * 64], flat(1))

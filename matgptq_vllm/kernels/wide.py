@@ -29,7 +29,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from matgptq_vllm.core.slicing import SliceRule
 from matgptq_vllm.kernels.arrange import Arranged
 from matgptq_vllm.kernels.gemm import with_slot
-from matgptq_vllm.kernels.gluon_names import barrier, let_next_start, wait_for_others
+from matgptq_vllm.kernels.gluon_names import barrier, wait_for_others
 from matgptq_vllm.kernels.lanes import bits_needed
 from matgptq_vllm.kernels.launch import Launcher
 from matgptq_vllm.kernels.layout import PLANE_WIDTHS, UNIT_K, UNIT_N
@@ -227,8 +227,6 @@ def _wide_kernel(
     BITS: gl.constexpr = bits_needed(_widest(WIDTHS), RULE)
     DTYPE: gl.constexpr = y_ptr.dtype.element_ty
     split, tile_n, row_tile = gl.program_id(0), gl.program_id(1), gl.program_id(2)
-    if PDL:
-        let_next_start()
     # Step data are older than any kernel that may still run.
     rows_of_widths = count_rows(token_profiles, profile_widths, m, WIDTHS, ROWS)
     first, last = split * units_k // SPLIT, (split + 1) * units_k // SPLIT

@@ -8,7 +8,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from matgptq_vllm.kernels.gluon_names import copy_async, load_tile, wait_for_others
+from matgptq_vllm.kernels.gluon_names import copy_async, let_next_start, load_tile, wait_for_others
 from matgptq_vllm.kernels.lanes import bits_needed
 from matgptq_vllm.kernels.wide_layouts import WARPS, words_layout
 from matgptq_vllm.kernels.wide_rows import row_tile_of
@@ -75,6 +75,7 @@ def bring(
     if PDL:
         # Weights are older than any kernel that may still run; x is not.
         wait_for_others()
+        let_next_start()
     # The first stages are free: the wait for the phase before the first returns at once.
     at = (0, 1, 0, 1)
     ahead = first + STAGES
