@@ -71,13 +71,13 @@ class Tally:
     seconds: list[float] = field(default_factory=list)
     host_mib: list[float] = field(default_factory=list)
     device_mib: list[float] = field(default_factory=list)
-    """Memory at each of ``seconds``: resident in this process, and taken on the device by anybody."""
+    """Memory at each of ``seconds``: resident in this process, and taken on the device."""
 
-    def note_memory(self, seconds: float) -> None:
-        """Add a line to the three lists."""
+    def note_memory(self, seconds: float, shared_device: bool) -> None:
+        """Add a line to the three lists; of a shared device, what this process's allocator has."""
         self.seconds.append(seconds)
         self.host_mib.append(int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / MIB)
-        self.device_mib.append(_device_mib())
+        self.device_mib.append(_device_mib(shared_device))
 
 
 def growth(values: Sequence[float]) -> float:
@@ -86,7 +86,9 @@ def growth(values: Sequence[float]) -> float:
     return median(values[-third:]) - median(values[-2 * third : -third] or values[:1])
 
 
-def run(engine: Any, sampling_params: Any, traffic: Traffic, minutes: float, seed: int, interval: float) -> Tally:
+def run(
+    engine: Any, sampling_params: Any, traffic: Traffic, minutes: float, seed: int, interval: float, shared_device: bool
+) -> Tally:
     """Put ``traffic`` on vLLM's ``LLMEngine`` for so long, then let it drain."""
     rng, tally = random.Random(seed), Tally()
     begun = time.monotonic()
@@ -102,7 +104,7 @@ def run(engine: Any, sampling_params: Any, traffic: Traffic, minutes: float, see
                 waiting[name] = rng.randrange(traffic.max_tokens) if rng.random() < traffic.cancelled else -1
         if passed - noted >= interval:
             noted = passed
-            tally.note_memory(passed)
+            tally.note_memory(passed, shared_device)
         due = [name for name, steps in waiting.items() if steps == 0]
         engine.abort_request(due)
         tally.cancelled += len(due)
@@ -115,7 +117,7 @@ def run(engine: Any, sampling_params: Any, traffic: Traffic, minutes: float, see
                 tally.tokens += sum(len(sample.token_ids) for sample in output.outputs)
     while engine.has_unfinished_requests():
         engine.step()
-    tally.note_memory(time.monotonic() - begun)
+    tally.note_memory(time.monotonic() - begun, shared_device)
     return tally
 
 
@@ -153,6 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cancelled", type=float, default=0.3, help="share of requests (default: %(default)s)")
     parser.add_argument("--interval", type=float, default=5, help="seconds between looks at memory (default: %(default)s)")
     parser.add_argument("--max-growth-mib", type=float, default=64, help="of memory (default: %(default)s)")
+    parser.add_argument("--shared-device", action="store_true", help="others use the GPU too: what they take does not count")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument(
         "--engine", action="append", default=[], metavar="NAME=JSON", help="option of vllm.LLM; may be repeated"
@@ -179,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     free_before = llm.llm_engine.engine_core.engine_core.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
     whole = partial(SamplingParams, output_kind=RequestOutputKind.FINAL_ONLY)
-    tally = run(llm.llm_engine, whole, traffic, given.minutes, given.seed, given.interval)
+    tally = run(llm.llm_engine, whole, traffic, given.minutes, given.seed, given.interval, given.shared_device)
     tally.preemptions = sum(metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions")
     problems = leaks(llm, SamplingParams, free_before, tally, given.max_growth_mib)
     if given.out is not None:
@@ -198,11 +201,13 @@ def _known_requests(worker: Any) -> int:
     return known
 
 
-def _device_mib() -> float:
+def _device_mib(shared: bool) -> float:
     import torch
 
     if not torch.cuda.is_available():
         return 0.0
+    if shared:
+        return torch.cuda.memory_reserved() / MIB
     free, total = torch.cuda.mem_get_info()
     return (total - free) / MIB
 
