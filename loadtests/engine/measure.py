@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TextIO
 
 from loadtests.engine.variants import OURS_COMMON, PEERS, precisions
 from matgptq_vllm.core.precision import XARGS_KEY, uniform_width
@@ -179,6 +179,12 @@ def ready_file(target: Path) -> Path:
     return target.with_suffix(".ready")
 
 
+def wait_for_turn(lines: TextIO) -> None:
+    """Wait for a line; SystemExit if none can come any more: who started this engine is gone, and others may run meanwhile."""
+    if not lines.readline():
+        raise SystemExit("the process that started this engine has ended; nothing is measured")
+
+
 def main() -> int:
     """Measure by the plan and write the result. With ``--wait``, a line on standard input says when to begin."""
     source, target = map(Path, sys.argv[1:3])
@@ -186,7 +192,7 @@ def main() -> int:
     def wait() -> None:
         if "--wait" in sys.argv[3:]:
             ready_file(target).touch()
-            sys.stdin.readline()
+            wait_for_turn(sys.stdin)
 
     result = measure(Plan.read(source), wait)
     target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
