@@ -14,7 +14,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from matgptq_vllm.kernels.gemm import widths_of
-from matgptq_vllm.kernels.launch import Launcher
+from matgptq_vllm.kernels.launch import Launcher, power_of_two
 from matgptq_vllm.kernels.layout import UNIT_K, padded
 
 _UNIT_K = tl.constexpr(UNIT_K)
@@ -114,7 +114,7 @@ def arrange(
     """
     m, k = x.shape
     x = x if x.stride(1) == 1 else x.contiguous()
-    tiles = triton.cdiv(m, block_m) + len(widths) - 1
+    tiles = -(-m // block_m) + len(widths) - 1
     units_k, places = padded(k, UNIT_K) // UNIT_K, tiles * block_m
     numbers = x.new_empty(tiles + places, dtype=torch.int32)
     result = Arranged(x.new_empty(units_k, places, UNIT_K), numbers[places:], numbers[:places])
@@ -128,8 +128,8 @@ def arrange(
         ),
         {
             "WIDTHS": tuple(widths), "SOME_DONE": done_width is not None,
-            "ROWS": max(triton.next_power_of_2(m), ROWS_PER_PROGRAM), "BLOCK": ROWS_PER_PROGRAM, "BLOCK_M": block_m,
-            "MAX_TILES": triton.next_power_of_2(tiles), "PDL": pdl,
+            "ROWS": max(power_of_two(m), ROWS_PER_PROGRAM), "BLOCK": ROWS_PER_PROGRAM, "BLOCK_M": block_m,
+            "MAX_TILES": power_of_two(tiles), "PDL": pdl,
         },
         num_warps=4, launch_pdl=pdl,
     )  # fmt: skip

@@ -93,7 +93,7 @@ def sliced_linear(
     if x.is_cuda and x.dtype not in KERNEL_DTYPES:
         raise UnsupportedError(f"activations are {x.dtype}; the kernels multiply {' or '.join(map(str, KERNEL_DTYPES))}")
     # A plane that no profile reads may have no memory (engine.elastic): Triton takes no such argument.
-    planes = planes[: num_planes(bits_needed(min(widths[-1], int(host_profile_widths.max())), rule))]
+    planes = planes[: num_planes(bits_needed(min(widths[-1], max(host_profile_widths.tolist())), rule))]
     many = m >= tuning.dense_from(n, k, x.device)
     if many and len(widths) == 1:
         return dense.dense_linear(x, planes, scales, n, k, [(widths[0], None)], group_size, rule, bias)

@@ -18,6 +18,7 @@ Written in Gluon, Triton's language of explicit layouts, because registers and s
 # ruff: noqa: RUF005
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import triton
@@ -31,7 +32,7 @@ from matgptq_vllm.kernels.arrange import Arranged
 from matgptq_vllm.kernels.gemm import with_slot
 from matgptq_vllm.kernels.gluon_names import barrier, wait_for_others
 from matgptq_vllm.kernels.lanes import bits_needed
-from matgptq_vllm.kernels.launch import Launcher
+from matgptq_vllm.kernels.launch import Launcher, power_of_two
 from matgptq_vllm.kernels.layout import PLANE_WIDTHS, UNIT_K, UNIT_N
 from matgptq_vllm.kernels.wide_config import GROUPS, REGISTERS, WideConfig
 from matgptq_vllm.kernels.wide_layouts import WARPS, sums_layout
@@ -282,6 +283,17 @@ def _wide_kernel(
 _multiplying = Launcher(_wide_kernel)
 
 
+@lru_cache(maxsize=16)
+def _layout_of_x(block_m: int, dtype: torch.dtype) -> gl.NVMMASharedLayout:
+    """Of half a unit of a row tile in shared memory."""
+    return gl.NVMMASharedLayout.get_default_for([block_m, 64], gl.bfloat16 if dtype == torch.bfloat16 else gl.float16)
+
+
+@lru_cache(maxsize=2)
+def _code(dtype: torch.dtype) -> WideCode:
+    return WideCode("bf16" if dtype == torch.bfloat16 else "f16")
+
+
 def wide_gemm(
     arranged: Arranged,
     y: torch.Tensor,
@@ -315,16 +327,14 @@ def wide_gemm(
     split = min(config.split_k, units_k)
     row_tiles = rows // config.block_m
     # A batch of one width has this many row tiles; programs take those of more widths in turns.
-    programs_m = triton.cdiv(m, config.block_m)
+    programs_m = -(-m // config.block_m)
     block_n = config.block_n
-    tiles_n = triton.cdiv(units_n * UNIT_N, block_n)
+    tiles_n = -(-units_n * UNIT_N // block_n)
     workspace = y
     if split > 1:
         workspace = y.new_empty((tiles_n * row_tiles, split, config.block_m, block_n), dtype=torch.float32)
     given = [*planes, *[planes[0]] * (len(PLANE_WIDTHS) - len(planes))]
-    block = [config.block_m, 64]
-    dtype = gl.bfloat16 if y.dtype == torch.bfloat16 else gl.float16
-    x = TensorDescriptor.from_tensor(arranged.x.view(-1, UNIT_K), block, gl.NVMMASharedLayout.get_default_for(block, dtype))
+    x = TensorDescriptor.from_tensor(arranged.x.view(-1, UNIT_K), [config.block_m, 64], _layout_of_x(config.block_m, y.dtype))
     _multiplying.launch(
         (y.dtype, scales.dtype, None if bias is None else bias.dtype, y.device, n, units_n),
         (split, tiles_n, programs_m),
@@ -334,9 +344,9 @@ def wide_gemm(
         ),
         {
             "WIDTHS": tuple(widths), "RULE": rule, "GROUP": group_size, "HAS_BIAS": bias is not None, "SPLIT": split,
-            "ROWS": max(triton.next_power_of_2(m), 128) if len(widths) > 1 else 1, "BLOCK_M": config.block_m,
+            "ROWS": max(power_of_two(m), 128) if len(widths) > 1 else 1, "BLOCK_M": config.block_m,
             "TILES": config.tiles, "STAGES": config.stages, "HALVES": config.halves, "REGISTERS": REGISTERS, "PDL": config.pdl,
-            "CODE": WideCode("bf16" if y.dtype == torch.bfloat16 else "f16"),
+            "CODE": _code(y.dtype),
         },
         num_warps=4, launch_pdl=config.pdl,
     )  # fmt: skip

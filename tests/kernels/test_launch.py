@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from matgptq_vllm.kernels.launch import Launcher
+from matgptq_vllm.kernels.launch import Launcher, power_of_two
 
 GRID = (2, 1, 1)
 ALIGNED = torch.zeros(64)
@@ -79,3 +79,8 @@ def test_the_interpreter_compiles_nothing_to_remember(calls: Calls) -> None:
     for _ in range(2):
         launcher.launch("a", GRID, (ALIGNED,), CONSTANTS)
     assert [call[0] for call in calls] == ["search", "search"]
+
+
+@pytest.mark.parametrize(("number", "expected"), [(1, 1), (2, 2), (3, 4), (16, 16), (257, 512), (1024, 1024)])
+def test_powers_of_two(number: int, expected: int) -> None:
+    assert power_of_two(number) == expected
