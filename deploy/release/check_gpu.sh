@@ -16,7 +16,7 @@ python=${PYTHON:-python}
 parent=$(realpath "$1") text=$(realpath "$2")
 mkdir -p "$3"
 out=$(realpath "$3")
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../.." || exit
 if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     echo "check_gpu.sh: torch finds no GPU; run it on a machine that has one" >&2
     exit 2
@@ -38,7 +38,7 @@ check() {
 check kernels "$python" -m pytest -p no:cacheprovider tests/kernels
 # Shapes that fit no tile; the first run compiles, which the checker would slow down.
 for widths in 3 2,4,8; do
-    products=("$python" tests/kernels/products_on_gpu.py curved 128 bfloat16 "$widths" 1,3,8,16,33,100,257,300 130x648)
+    products=("$python" tests/kernels/products_on_gpu.py curved 128 bfloat16 "$widths" "1,3,8,16,33,100,257,300" 130x648)
     check "products-$widths" "${products[@]}"
     check "sanitizer-$widths" compute-sanitizer --tool memcheck --error-exitcode 1 "${products[@]}"
 done
