@@ -24,7 +24,8 @@ from serve.forecast import Forecast, Rates, Times
 from serve.hysteresis import Level
 from serve.latency_model import LatencyModel
 from serve.load import Load
-from serve.lookahead import RATE_LEVELS, Lookahead, Price
+from serve.lookahead import RATE_LEVELS, Lookahead
+from serve.price import Price
 
 HEADROOM = 1.15
 """A wider profile must fit even if so many times as many requests come."""
@@ -97,7 +98,7 @@ class Controller:
         self.margin = MARGIN
         """Learned: rises when requests that were predicted to meet their budget miss it, and falls when they do not."""
 
-        self.price = Price()
+        self.price = Price(clock)
         """Learned in the same way; what counts for time per token where requests follow."""
 
         self._model = model

@@ -5,8 +5,7 @@
     step up               held for AHEAD_MS, as it cannot be taken back earlier, and then left for the narrowest. Its risk is
                           seen more darkly: a chance arrival more, and it makes a whole clump of requests miss
 
-A miss costs as much as a number of bits for every token of the request: the price, which is learned so that fewer requests miss
-than may. Misses come in clumps that have one cause, so it moves slowly.
+A miss costs as much as a number of bits for every token of the request (``serve.price``).
 """
 
 import math
@@ -25,28 +24,6 @@ DARK_NOISE = 2.0
 
 DARK_PRICE = 2.5
 """By which a miss costs more, for steps up."""
-
-FIRST_PRICE = 20.0
-
-MIN_PRICE, MAX_PRICE = 2.0, 128.0
-
-LEARNING = 0.015
-"""By how much the logarithm of the price rises with a miss."""
-
-MISSES = 0.04
-"""Share of misses at which the price rests: less than the 0.05 that are allowed."""
-
-
-class Price:
-    """Bits per token that a miss costs."""
-
-    def __init__(self) -> None:
-        self.bits = FIRST_PRICE
-
-    def learn(self, missed: bool) -> None:
-        """A request that was predicted to meet its budget has ended."""
-        moved = self.bits * math.exp(LEARNING * (missed - MISSES))
-        self.bits = min(max(moved, MIN_PRICE), MAX_PRICE)
 
 
 class Lookahead:

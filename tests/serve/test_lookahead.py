@@ -5,8 +5,9 @@ import math
 import pytest
 
 from serve.hysteresis import HOLD_S
-from serve.lookahead import FIRST_PRICE, LOOK_MS, MAX_PRICE, MIN_PRICE, MISSES, Lookahead, Price
+from serve.lookahead import LOOK_MS, Lookahead
 from serve.outlook import AHEAD_MS, Chance, Outlook, Plan, Scene
+from serve.price import FIRST_PRICE
 
 from .test_outlook import lived, scene
 
@@ -54,14 +55,3 @@ def test_what_is_not_played_could_not_have_been_better() -> None:
         wanted = max(((value, first) for (value, pace), first in judged if pace <= life.budget_ms), default=(-math.inf, 0))
         values = Lookahead(life, rates, 1, FIRST_PRICE, range(2)).values
         assert (max(values), values.index(max(values))) == wanted
-
-
-def test_the_price_rests_where_fewer_miss_than_may_and_has_bounds() -> None:
-    price = Price()
-    for number in range(1000):
-        price.learn(number % round(1 / MISSES) == 0)
-    assert price.bits == pytest.approx(FIRST_PRICE, rel=0.02)
-    for missed, bound in ((True, MAX_PRICE), (False, MIN_PRICE)):
-        for _ in range(10_000):
-            price.learn(missed)
-        assert price.bits == bound
