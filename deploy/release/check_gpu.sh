@@ -12,6 +12,9 @@ if [ $# -ne 3 ]; then
     echo "usage: check_gpu.sh PARENT TEXT OUT" >&2
     exit 2
 fi
+for given in "$1" "$2"; do
+    [ -e "$given" ] || { echo "check_gpu.sh: there is no $given; give a parent and a text that exist" >&2; exit 2; }
+done
 python=${PYTHON:-python}
 parent=$(realpath "$1") text=$(realpath "$2")
 mkdir -p "$3"

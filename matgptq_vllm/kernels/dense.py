@@ -253,7 +253,7 @@ def expand(
         (*given, scales, out, value, first_row, num_rows, k, units_k),
         {
             "WIDTHS": widths, "RULE": rule, "GROUP": group_size, "EVEN_K": even_k, "WARPS": NUM_WARPS,
-            "CODE": LaneCode("f16") if whole and lane_code(out) is not None else None,
+            "CODE": LaneCode.of(torch.float16) if whole and lane_code(out) is not None else None,
         },
         num_warps=NUM_WARPS,
     )  # fmt: skip

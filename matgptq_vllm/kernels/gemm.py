@@ -81,6 +81,7 @@ def _program_sums(
     if PDL:
         # Weights are older than any kernel that may still run; x is not.
         gdc_wait()
+        # As kernels.gluon_names.let_next_start says, only now.
         gdc_launch_dependents()
     ahead = _load_x(x_ptr, lane_rows, unit, last, lane, k, stride_x, EVEN_K, TILES_M, CODE)
     steps = tl.cdiv(last - first, WARPS * DEPTH)
@@ -546,7 +547,7 @@ def sliced_gemm(
     given = [*planes, *[planes[0]] * (len(PLANE_WIDTHS) - len(planes))]
     code = lane_code(x)
     pdl = config.pdl and code is not None
-    grid = (triton.cdiv(m, config.block_m), n_padded // config.block_n, split)
+    grid = (-(-m // config.block_m), n_padded // config.block_n, split)
     _gemm_kernel[grid](
         x, *given, scales, y if bias is None else bias, y, workspace, locks, token_profiles, profile_widths,
         token_profiles if row_order is None else row_order, token_profiles if done is None else done[0],
@@ -572,7 +573,7 @@ def lane_code(x: torch.Tensor) -> LaneCode | None:
     """The assembly for products with ``x``; None where only plain Triton runs."""
     if x.device.type != "cuda" or torch.version.cuda is None:
         return None
-    return LaneCode("bf16" if x.dtype == torch.bfloat16 else "f16")
+    return LaneCode.of(x.dtype)
 
 
 def num_locks(n: int) -> int:

@@ -81,9 +81,19 @@ class PtxCode(str):
         return code
 
     @classmethod
+    def of(cls: type[_Code], dtype: torch.dtype) -> _Code:
+        """That for activations of a type of torch, float16 if it is not bfloat16; made once."""
+        return _code_of(cls, "bf16" if dtype == torch.bfloat16 else "f16")
+
+    @classmethod
     def assemblies(cls, dtype: str) -> Iterable[Assembly]:
         """All that a kernel may get by the methods of a code."""
         raise NotImplementedError
+
+
+@cache
+def _code_of(code: type[_Code], dtype: str) -> _Code:
+    return code(dtype)
 
 
 @cache

@@ -468,7 +468,7 @@ def small_gemm(
         m, n, n_padded, k, units_k, x.stride(0),
         WIDTHS=tuple(widths), RULE=rule, GROUP=group_size, HAS_BIAS=bias is not None, SPLIT=split, ROWS=config.rows,
         TILES=config.tiles, SHARES=config.shares, SHARE=-(-units_k // split), EVEN=even, DEPTHS=depths, PDL=config.pdl,
-        CODE=SmallCode("bf16" if x.dtype == torch.bfloat16 else "f16"), num_warps=config.num_warps,
+        CODE=SmallCode.of(x.dtype), num_warps=config.num_warps,
         maxnreg=config.max_registers, launch_pdl=config.pdl,
     )  # fmt: skip
     return y

@@ -289,11 +289,6 @@ def _layout_of_x(block_m: int, dtype: torch.dtype) -> gl.NVMMASharedLayout:
     return gl.NVMMASharedLayout.get_default_for([block_m, 64], gl.bfloat16 if dtype == torch.bfloat16 else gl.float16)
 
 
-@lru_cache(maxsize=2)
-def _code(dtype: torch.dtype) -> WideCode:
-    return WideCode("bf16" if dtype == torch.bfloat16 else "f16")
-
-
 def wide_gemm(
     arranged: Arranged,
     y: torch.Tensor,
@@ -346,7 +341,7 @@ def wide_gemm(
             "WIDTHS": tuple(widths), "RULE": rule, "GROUP": group_size, "HAS_BIAS": bias is not None, "SPLIT": split,
             "ROWS": max(power_of_two(m), 128) if len(widths) > 1 else 1, "BLOCK_M": config.block_m,
             "TILES": config.tiles, "STAGES": config.stages, "HALVES": config.halves, "REGISTERS": REGISTERS, "PDL": config.pdl,
-            "CODE": _code(y.dtype),
+            "CODE": WideCode.of(y.dtype),
         },
         num_warps=4, launch_pdl=config.pdl,
     )  # fmt: skip
