@@ -1,8 +1,7 @@
-"""x as ``kernels.wide`` reads it: rows of one width side by side, columns in the order of the tensor cores' operand.
+"""Rows of a mixed batch as ``kernels.wide`` reads them: those of one width side by side.
 
 Rows go to places: those of the first width from place 0 on, in their order, those of the next one from the next row tile on. So
-a row tile has rows of one width. Of every 32 columns, column 8j + 4i + 2u + l goes to 16i + 8u + 2j + l (kernels.layout says
-why).
+a row tile has rows of one width. A batch of one width is read where it is.
 """
 
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from matgptq_vllm.kernels.gemm import widths_of
+from matgptq_vllm.kernels.gemm import readable
 from matgptq_vllm.kernels.launch import Launcher, power_of_two
 from matgptq_vllm.kernels.layout import UNIT_K, padded
 
@@ -23,73 +22,64 @@ ROWS_PER_PROGRAM = 16
 
 
 class Arranged(NamedTuple):
-    """Rows of x at their places; what no row has is undefined, but for ``tile_widths``."""
+    """Rows of x at their places; what no row has is undefined."""
 
     x: torch.Tensor
-    """[units of K, places, 128], dtype of x."""
-    tile_widths: torch.Tensor
-    """int32 [row tiles]: the width of a tile's rows, 0 if it has none."""
-    row_places: torch.Tensor
-    """int32 [places]: the row at a place, -1 for none; undefined in tiles without rows."""
+    """[places, K], or fewer if they are in the order that they had; rows begin at multiples of 16 bytes."""
+    places: int
+    """As many as row tiles have together."""
+    row_places: torch.Tensor | None
+    """int32 [places]: the row at a place, -1 for none; undefined in tiles without rows. None: row and place are the same."""
 
 
 @triton.jit(do_not_specialize=["m"])
 def _arrange_kernel(
-    x_ptr, arranged, tile_widths, row_places, token_profiles, profile_widths, done_width, m, k, stride_x, places,
-    WIDTHS: tl.constexpr, SOME_DONE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_M: tl.constexpr,
-    MAX_TILES: tl.constexpr, PDL: tl.constexpr,
+    x_ptr, arranged, row_places, token_profiles, profile_widths, m, k, stride_x, stride,
+    WIDTHS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid: (units of K, blocks of rows). Programs of unit 0 write the places of their rows, the first of them all else."""
     unit, block = tl.program_id(0), tl.program_id(1)
     rows = block * BLOCK + tl.arange(0, BLOCK)
     others = tl.arange(0, ROWS)
-    widths = _widths_of(token_profiles, profile_widths, done_width, rows, m, WIDTHS, SOME_DONE)
-    widths_of_all = _widths_of(token_profiles, profile_widths, done_width, others, m, WIDTHS, SOME_DONE)
+    widths = _widths_of(token_profiles, profile_widths, rows, m)
+    widths_of_all = _widths_of(token_profiles, profile_widths, others, m)
     before = (widths_of_all[None, :] == widths[:, None]) & (others[None, :] < rows[:, None])
     place = tl.sum(before.to(tl.int32), 1)
     if PDL:
         # Until here nothing is read that the kernel before this one may write, and nothing is written.
         gdc_wait()
         gdc_launch_dependents()
-    first = (unit == 0) & (block == 0)
-    tiles = tl.arange(0, MAX_TILES)
-    widths_of_tiles = tl.zeros((MAX_TILES,), tl.int32)
     tail = tl.arange(0, BLOCK_M)
     start = 0
     for index in tl.static_range(len(WIDTHS)):
         count = tl.sum((widths_of_all == WIDTHS[index]).to(tl.int32), 0)
         place = tl.where(widths == WIDTHS[index], start + place, place)
         end = start + (count + BLOCK_M - 1) // BLOCK_M * BLOCK_M
-        widths_of_tiles = tl.where((tiles >= start // BLOCK_M) & (tiles < end // BLOCK_M), WIDTHS[index], widths_of_tiles)
-        if first:
+        if (unit == 0) & (block == 0):
             tl.store(row_places + start + count + tail, -1, mask=start + count + tail < end)
         start = end
-    if first:
-        tl.store(tile_widths + tiles, widths_of_tiles, mask=tiles < places // BLOCK_M)
-    placed = widths != 0
+    exists = rows < m
     if unit == 0:
-        tl.store(row_places + place, rows, mask=placed)
+        tl.store(row_places + place, rows, mask=exists)
     columns = unit * _UNIT_K + tl.arange(0, _UNIT_K)
-    mask = placed[:, None]
-    x = tl.load(x_ptr + rows[:, None].to(tl.int64) * stride_x + columns[None, :], mask=mask & (columns < k)[None, :], other=0.0)
-    # row, piece, j, i, u, l -> row, piece, i, u, j, l
-    x = tl.reshape(tl.permute(tl.reshape(x, (BLOCK, _UNIT_K // 32, 4, 2, 2, 2)), (0, 1, 3, 4, 2, 5)), (BLOCK, _UNIT_K))
-    to = (unit * places + place[:, None]).to(tl.int64) * _UNIT_K + tl.arange(0, _UNIT_K)[None, :]
-    tl.store(arranged + to, x, mask=mask)
+    mask = exists[:, None] & (columns < k)[None, :]
+    x = tl.load(x_ptr + rows[:, None].to(tl.int64) * stride_x + columns[None, :], mask=mask)
+    tl.store(arranged + place[:, None].to(tl.int64) * stride + columns[None, :], x, mask=mask)
 
 
 @triton.jit
-def _widths_of(token_profiles, profile_widths, done_width, rows, m, WIDTHS: tl.constexpr, SOME_DONE: tl.constexpr):
-    """Widths of rows, 0 for those that get no place."""
-    exists = rows < m
-    if len(WIDTHS) == 1:
-        widths = tl.where(exists, WIDTHS[0], 0)
-    else:
-        widths, _ = widths_of(token_profiles, profile_widths, done_width, rows, exists, SOME_DONE)
-    return widths
+def _widths_of(token_profiles, profile_widths, rows, m):
+    """Widths of rows, 0 of those that do not exist."""
+    profiles = tl.load(token_profiles + rows, mask=rows < m, other=0)
+    return tl.load(profile_widths + profiles, mask=rows < m, other=0)
 
 
 _arranging = Launcher(_arrange_kernel)
+
+
+def as_it_is(x: torch.Tensor, block_m: int) -> Arranged:
+    """Rows that all have one width, in row tiles of ``block_m``; a copy if the copy engine could not read them."""
+    return Arranged(readable(x), -(-x.shape[0] // block_m) * block_m, None)
 
 
 def arrange(
@@ -99,7 +89,6 @@ def arrange(
     widths: Sequence[int],
     block_m: int,
     pdl: bool,
-    done_width: torch.Tensor | None = None,
 ) -> Arranged:
     """Bring rows of x to their places.
 
@@ -107,30 +96,23 @@ def arrange(
         x: floating [M, K], rows may be strided.
         token_profiles: int32 [at least M].
         profile_widths: int32 [profiles].
-        widths: every width that ``profile_widths`` may hold, ascending. With one, nothing is looked up.
+        widths: every width that ``profile_widths`` may hold, ascending.
         block_m: rows of a tile.
         pdl: whether the kernel may start before the one before it ends.
-        done_width: int32, one element on the device: rows of this width get no place.
     """
     m, k = x.shape
     x = x if x.stride(1) == 1 else x.contiguous()
-    tiles = -(-m // block_m) + len(widths) - 1
-    units_k, places = padded(k, UNIT_K) // UNIT_K, tiles * block_m
-    numbers = x.new_empty(tiles + places, dtype=torch.int32)
-    result = Arranged(x.new_empty(units_k, places, UNIT_K), numbers[places:], numbers[:places])
-    stride = x.stride(0)
+    places = (-(-m // block_m) + len(widths) - 1) * block_m
+    result = Arranged(x.new_empty(places, padded(k, 8)), places, x.new_empty(places, dtype=torch.int32))
+    stride_x, stride = x.stride(0), result.x.stride(0)
     _arranging.launch(
-        (x.dtype, x.device, k, stride, places),
-        (units_k, -(-m // ROWS_PER_PROGRAM), 1),
-        (
-            x, result.x, result.tile_widths, result.row_places, token_profiles, profile_widths,
-            token_profiles if done_width is None else done_width, m, k, stride, places,
-        ),
+        (x.dtype, x.device, k, stride_x, stride),
+        (padded(k, UNIT_K) // UNIT_K, -(-m // ROWS_PER_PROGRAM), 1),
+        (x, result.x, result.row_places, token_profiles, profile_widths, m, k, stride_x, stride),
         {
-            "WIDTHS": tuple(widths), "SOME_DONE": done_width is not None,
-            "ROWS": max(power_of_two(m), ROWS_PER_PROGRAM), "BLOCK": ROWS_PER_PROGRAM, "BLOCK_M": block_m,
-            "MAX_TILES": power_of_two(tiles), "PDL": pdl,
+            "WIDTHS": tuple(widths), "ROWS": max(power_of_two(m), ROWS_PER_PROGRAM), "BLOCK": ROWS_PER_PROGRAM,
+            "BLOCK_M": block_m, "PDL": pdl,
         },
         num_warps=4, launch_pdl=pdl,
     )  # fmt: skip
-    return result
+    return result._replace(x=result.x[:, :k])

@@ -52,6 +52,7 @@ _PIECE_K = tl.constexpr(PIECE_K)
 _ADJACENT = tl.constexpr(expand_ptx.ADJACENT)
 
 _scaled = triton.constexpr_function(expand_ptx.scaled)
+_exchanged = triton.constexpr_function(expand_ptx.exchanged)
 _store = triton.constexpr_function(expand_ptx.store)
 
 
@@ -118,7 +119,7 @@ def _expand_units(
     CODE: tl.constexpr,
 ):  # fmt: skip
     """A unit per warp, in the order in which planes hold them. Needs rows of whole 16 bytes."""
-    # Of every piece, a lane has 8 adjacent columns of rows g and g + 8.
+    # Of every piece, a lane stores 8 adjacent columns of rows g and g + 8.
     TERMS: tl.constexpr = num_terms(WIDTH, RULE)
     GROUPS: tl.constexpr = 1 if GROUP == -1 else _UNIT_K // GROUP
     thread = tl.arange(0, 32 * WARPS)
@@ -145,11 +146,11 @@ def _expand_units(
             if not EVEN_K:
                 wanted = wanted & (column + piece * _PIECE_K < k)
             place = start + 8 * lower * k + piece * _PIECE_K
-            _store_row(place, pairs, scale[lower] * factor(RULE), wanted, lower, TERMS)
+            _store_row(place, pairs, scale[lower] * factor(RULE), wanted, lane, lower, TERMS)
 
 
 @triton.jit
-def _store_row(place, pairs, scale, wanted, LOWER: tl.constexpr, TERMS: tl.constexpr):
+def _store_row(place, pairs, scale, wanted, lane, LOWER: tl.constexpr, TERMS: tl.constexpr):
     """Store a lane's 8 columns of row g, or with LOWER of row g + 8, of a piece; ``pairs`` are those of ``piece_weights``."""
     # Weights are in half precision, which is nearer to the levels than bfloat16, whatever the result's type.
     given = (pairs[LOWER], pairs[2 + LOWER], pairs[4 + LOWER], pairs[6 + LOWER])
@@ -157,6 +158,8 @@ def _store_row(place, pairs, scale, wanted, LOWER: tl.constexpr, TERMS: tl.const
         given = given + (pairs[8 + LOWER], pairs[10 + LOWER], pairs[12 + LOWER], pairs[14 + LOWER])
     scaled: tl.constexpr = _scaled("bf16" if place.dtype.element_ty == tl.bfloat16 else "f16", TERMS)
     words = tl.inline_asm_elementwise(scaled[0], scaled[1], given + (scale,), (tl.int32,) * 4, True, 1)
+    exchanged: tl.constexpr = _exchanged()
+    words = tl.inline_asm_elementwise(exchanged[0], exchanged[1], words + (lane,), (tl.int32,) * 4, False, 1)
     store: tl.constexpr = _store()
     tl.inline_asm_elementwise(store[0], store[1], (place.to(tl.int64), wanted.to(tl.int32)) + words, tl.int32, False, 1)
 

@@ -1,8 +1,8 @@
 """Which kernel computes a product whose weights are in the kernel layout.
 
 rows                                       kernel
-up to 16                                   ``small.small_gemm``, where it runs (Hopper); else ``gemm.sliced_gemm``. These two
-                                           and ``wide.wide_gemm`` read the widths of the rows on the device
+up to 16; up to 32 of one width where      ``small.small_gemm``, where it runs (Hopper); else ``gemm.sliced_gemm``. These two
+``small_config.prefers_small``             and ``wide.wide_gemm`` read the widths of the rows on the device
 fewer than ``tuning.dense_from``           ``wide.wide_gemm``, where it runs (Hopper); else ``gemm.sliced_gemm``
 more, of one width, as the host knows      ``dense.dense_linear``: weights of one width at a time, then cuBLAS
 more, of several widths, or while a        up to ``WIDE_TO`` ``wide.wide_gemm``, where it runs: it is launched once, however
@@ -25,7 +25,7 @@ from matgptq_vllm.kernels.lanes_ptx import bits_needed
 from matgptq_vllm.kernels.layout import num_planes
 from matgptq_vllm.kernels.resident import KERNEL_DTYPES
 from matgptq_vllm.kernels.segments import rows_of_width
-from matgptq_vllm.kernels.small_config import small_config, small_runs
+from matgptq_vllm.kernels.small_config import prefers_small, small_config
 from matgptq_vllm.kernels.tables import bucket
 from matgptq_vllm.kernels.wide_config import WIDE_FROM, WIDE_TO, wide_config, wide_runs
 
@@ -57,7 +57,10 @@ def wide_linear(
     """As ``sliced_linear`` by ``wide.wide_gemm``, for WIDE_FROM and more rows where it runs."""
     m, k = x.shape
     config = wide_config(bucket(m), n, k, tuning.hardware_of(x.device).num_sms)
-    arranged = arrange.arrange(x, token_profiles, profile_widths, widths, config.block_m, config.pdl)
+    if len(widths) == 1:
+        arranged = arrange.as_it_is(x, config.block_m)
+    else:
+        arranged = arrange.arrange(x, token_profiles, profile_widths, widths, config.block_m, config.pdl)
     y: torch.Tensor = _for_hopper()[1].wide_gemm(
         arranged, x.new_empty(m, n), planes, scales, token_profiles, profile_widths, widths, group_size, rule, config, locks,
         bias,
@@ -99,14 +102,15 @@ def sliced_linear(
         return dense.dense_linear(x, planes, scales, n, k, [(widths[0], None)], group_size, rule, bias)
     # With one width nothing is looked up, and no order of rows is better than another.
     order = row_order if len(widths) > 1 else None
-    prefers_wide = WIDE_FROM <= m <= (WIDE_TO if many else m) and wide_runs(x.device)
+    on_hopper = wide_runs(x.device)
+    prefers_wide = on_hopper and WIDE_FROM <= m <= (WIDE_TO if many else m)
     if many and host_decides:
         rows = rows_of_width(m, step_profiles, row_order, host_profile_widths)
         if rows is not None and (len(rows) == 1 or not prefers_wide):
             return dense.dense_linear(x, planes, scales, n, k, rows, group_size, rule, bias)
         # Fewer rows than the step has: its order would lead beyond them.
         order = None
-    if small_runs(x.device, m):
+    if on_hopper and prefers_small(m, n, k, widths, rule, tuning.hardware_of(x.device).num_sms):
         config = small_config(m, n, k, tuning.hardware_of(x.device).num_sms)
         y: torch.Tensor = _for_hopper()[0].small_gemm(
             x, planes, scales, n, token_profiles, profile_widths, widths, group_size, rule, config, locks, bias

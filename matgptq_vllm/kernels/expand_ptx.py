@@ -1,5 +1,7 @@
 """PTX from pairs of weights in half precision (kernels.lanes_ptx) to a row's values in memory, eight adjacent ones at a time.
 
+Four lanes have a row's part of a piece, each the same pair of every eight columns; they exchange them.
+
 Triton hashes the source of these functions into the key of compiled kernels, so that everything must be in it.
 """
 
@@ -27,6 +29,22 @@ def scaled(dtype: str, terms: int) -> Assembly:
         # The first operand is for the upper half.
         lines.append(f"cvt.rn.{dtype}x2.f32 ${pair}, odd, even;")
     return Assembly("\n".join(["{", *lines, "}"]), ",".join(["=&r"] * 4 + ["r"] * (4 * terms) + ["f"]))
+
+
+def exchanged() -> Assembly:
+    """Four words and the lane's number -> of each of the four lanes that share a row, in their order, the word of this lane's
+    place among them. All lanes of a warp take part."""
+    lines = [".reg .pred odd, high;", ".reg .b32 place, a, b, c, d;"]
+    lines += ["and.b32 place, $8, 1;", "setp.ne.b32 odd, place, 0;", "and.b32 place, $8, 2;", "setp.ne.b32 high, place, 0;"]
+    # First each pair of lanes, then both pairs.
+    for own, (first, second) in (("a", (4, 5)), ("c", (6, 7))):
+        lines += [f"selp.b32 {own}, ${first}, ${second}, odd;", f"shfl.sync.bfly.b32 {own}, {own}, 1, 31, 0xffffffff;"]
+    for own, other, (first, second) in (("a", "b", (4, 5)), ("c", "d", (6, 7))):
+        lines += [f"selp.b32 {other}, ${second}, {own}, odd;", f"selp.b32 {own}, {own}, ${first}, odd;"]
+    for low, high, first, second in (("a", "c", 0, 2), ("b", "d", 1, 3)):
+        lines += [f"selp.b32 place, {low}, {high}, high;", "shfl.sync.bfly.b32 place, place, 2, 31, 0xffffffff;"]
+        lines += [f"selp.b32 ${first}, place, {low}, high;", f"selp.b32 ${second}, {high}, place, high;"]
+    return Assembly("\n".join(["{", *lines, "}"]), ",".join(["=&r"] * 4 + ["r"] * 5))
 
 
 def store() -> Assembly:

@@ -26,8 +26,6 @@ from matgptq_vllm.kernels.lanes import (
     bits_needed,
     both_scales,
     factor,
-    load_four,
-    load_four_or_zero,
     load_scales,
     load_unit,
     multiply,
@@ -83,15 +81,15 @@ def _program_sums(
         gdc_wait()
         # As kernels.gluon_names.let_next_start says, only now.
         gdc_launch_dependents()
-    ahead = _load_x(x_ptr, lane_rows, unit, last, lane, k, stride_x, EVEN_K, TILES_M, CODE)
+    ahead = _load_x(x_ptr, lane_rows, unit, last, lane, k, stride_x, EVEN_K, TILES_M)
     steps = tl.cdiv(last - first, WARPS * DEPTH)
     for step in tl.range(0, steps, num_stages=1):
         for slot in tl.static_range(DEPTH):
             if AHEAD:
                 x = ahead
-                ahead = _load_x(x_ptr, lane_rows, unit + (slot + 1) * WARPS, last, lane, k, stride_x, EVEN_K, TILES_M, CODE)
+                ahead = _load_x(x_ptr, lane_rows, unit + (slot + 1) * WARPS, last, lane, k, stride_x, EVEN_K, TILES_M)
             else:
-                x = _load_x(x_ptr, lane_rows, unit + slot * WARPS, last, lane, k, stride_x, EVEN_K, TILES_M, CODE)
+                x = _load_x(x_ptr, lane_rows, unit + slot * WARPS, last, lane, k, stride_x, EVEN_K, TILES_M)
             for index in tl.static_range(len(WIDTHS)):
                 if len(WIDTHS) == 1:
                     totals = _use_unit(
@@ -234,19 +232,22 @@ def _needed(mask, has, WIDTHS: tl.constexpr, RULE: tl.constexpr, BITS: tl.conste
 
 
 @triton.jit
-def _load_x(x_ptr, rows, unit, last, lane, k, stride_x, EVEN_K: tl.constexpr, TILES_M: tl.constexpr, CODE: tl.constexpr):
+def _load_x(x_ptr, rows, unit, last, lane, k, stride_x, EVEN_K: tl.constexpr, TILES_M: tl.constexpr):
     """A lane's part of x for a unit: for each of four pieces and every 8 rows, four words."""
     # A warp may have fewer units than others. Its scales are 0 then, but x must be numbers.
-    column = tl.minimum(unit, last - 1) * (_UNIT_K // 2) + lane % 4 * 4
+    column = tl.minimum(unit, last - 1) * (_UNIT_K // 2) + lane % 4
     x = ()
     for piece in tl.static_range(4):
         words = ()
         for tile in tl.static_range(TILES_M):
-            place = rows[tile] * (stride_x // 2) + column
-            if EVEN_K:
-                words = words + (load_four(x_ptr, place + piece * 16, False, CODE),)
-            else:
-                words = words + (load_four_or_zero(x_ptr, place + piece * 16, column + piece * 16 < k // 2, CODE),)
+            start = x_ptr + rows[tile] * (stride_x // 2) + column
+            own = ()
+            for eight in tl.static_range(piece * 16, piece * 16 + 16, 4):
+                if EVEN_K:
+                    own = own + (tl.load(start + eight),)
+                else:
+                    own = own + (tl.load(start + eight, mask=column + eight < k // 2, other=0),)
+            words = words + (own,)
         x = x + (words,)
     return x
 

@@ -47,8 +47,8 @@ def _product(code, first):
 
 
 @triton.constexpr_function
-def _load(code, masked, once):
-    return code.load(masked, once)
+def _load_four(code):
+    return code.load_four()
 
 
 @triton.constexpr_function
@@ -64,31 +64,20 @@ def place_of(piece, plane):
 
 
 @triton.jit
-def load_four(pointer, offsets, ONCE: tl.constexpr, CODE: tl.constexpr):
-    """Four adjacent 32-bit words per thread: int32 [T], four times. Addresses must be multiples of 16.
-
-    With ONCE, nobody reads or writes them again: they need no place in the first cache.
-    """
+def load_four(pointer, offsets, CODE: tl.constexpr):
+    """Four adjacent 32-bit words per thread, of planes: int32 [T], four times. Addresses must be multiples of 16."""
     # Triton's own load would need its result taken apart, which costs no instruction but minutes of compilation.
-    assembly: tl.constexpr = _load(CODE, False, ONCE)
+    assembly: tl.constexpr = _load_four(CODE)
     addresses = (pointer + offsets).to(tl.int64)
     return tl.inline_asm_elementwise(assembly[0], assembly[1], (addresses,), (tl.int32,) * 4, False, 1)
 
 
 @triton.jit
 def load_two(pointer, offsets, CODE: tl.constexpr):
-    """As ``load_four`` with ONCE, but two words; addresses must be multiples of 8."""
+    """As ``load_four``, but two words; addresses must be multiples of 8."""
     assembly: tl.constexpr = _load_two(CODE)
     addresses = (pointer + offsets).to(tl.int64)
     return tl.inline_asm_elementwise(assembly[0], assembly[1], (addresses,), (tl.int32,) * 2, False, 1)
-
-
-@triton.jit
-def load_four_or_zero(pointer, offsets, mask, CODE: tl.constexpr):
-    """As ``load_four`` where the mask is True; zeros elsewhere."""
-    assembly: tl.constexpr = _load(CODE, True, False)
-    addresses = (pointer + offsets).to(tl.int64)
-    return tl.inline_asm_elementwise(assembly[0], assembly[1], (addresses, mask.to(tl.int32)), (tl.int32,) * 4, False, 1)
 
 
 @triton.jit
@@ -138,15 +127,15 @@ def load_unit(
     # the cache: the start of plane 0, as a plane that no row needs may have no memory (engine.elastic).
     pair, single = unit * PAIR_WORDS + 4 * lane, unit * SINGLE_WORDS + 2 * lane
     start = planes[0]
-    words = load_four(tl.where(mask, start + pair, start), 0, True, CODE)
+    words = load_four(tl.where(mask, start + pair, start), 0, CODE)
     if BITS >= 3:
         words = words + load_two(tl.where(mask3, planes[1] + single, start), 0, CODE)
     if BITS >= 4:
         words = words + load_two(tl.where(mask4, planes[2] + single, start), 0, CODE)
     if BITS >= 6:
-        words = words + load_four(tl.where(mask6, planes[3] + pair, start), 0, True, CODE)
+        words = words + load_four(tl.where(mask6, planes[3] + pair, start), 0, CODE)
     if BITS >= 8:
-        words = words + load_four(tl.where(mask8, planes[4] + pair, start), 0, True, CODE)
+        words = words + load_four(tl.where(mask8, planes[4] + pair, start), 0, CODE)
     return words
 
 
@@ -173,7 +162,7 @@ def multiply(pairs, x, sums, TERMS: tl.constexpr, FIRST: tl.constexpr, CODE: tl.
 
     Args:
         pairs: of ``piece_weights``.
-        x: four words: 8 adjacent elements of row lane / 4, from 8 * (lane mod 4) on.
+        x: four words of row lane / 4: word (lane mod 4) of each 8 elements of the piece.
         sums: float32, outputs g = lane / 4 and g + 8, rows r = 2 * (lane mod 4) and the next: (g, r), (g, r + 1), (g + 8, r).
             With FIRST they are not read.
     """
@@ -201,8 +190,8 @@ def plain_weights(
     BITS: tl.constexpr = bits_needed(WIDTH, RULE)
     unit = row // _UNIT_N * units_k + column // _UNIT_K
     e, g = row % 16 // 8, row % 8
-    piece, j = column % 128 // 32, column % 32 // 8
-    i, u, upper = column % 8 // 4, column % 4 // 2, column % 2
+    piece, j = column % 128 // 32, column % 8 // 2
+    i, u, upper = column % 32 // 16, column % 16 // 8, column % 2
     n = 4 * upper + 2 * u + e
     lane = 4 * g + j
     q = 2 * (piece % 2) + i

@@ -110,9 +110,8 @@ class LaneCode(PtxCode):
     def assemblies(cls, dtype: str) -> Iterable[Assembly]:
         """All that a kernel may get by the methods of a code."""
         yield from (weights(width, half, rule, dtype) for width in WIDTHS for half in (0, 1) for rule in SLICE_RULES)
-        for flag in (False, True):
-            yield from (product(dtype, flag), load(flag, not flag))
-        yield load_two()
+        yield from (product(dtype, first) for first in (False, True))
+        yield from (load_four(), load_two())
 
     def weights(self, width: int, half: int, rule: SliceRule) -> Assembly:
         """``weights`` for this type."""
@@ -122,9 +121,9 @@ class LaneCode(PtxCode):
         """``product`` for this type."""
         return product(self.dtype, first)
 
-    def load(self, masked: bool, once: bool) -> Assembly:
-        """``load``, which is the same for all types."""
-        return load(masked, once)
+    def load_four(self) -> Assembly:
+        """``load_four``, which is the same for all types."""
+        return load_four()
 
     def load_two(self) -> Assembly:
         """``load_two``, which is the same for all types."""
@@ -150,21 +149,13 @@ def product(dtype: str, first: bool) -> Assembly:
     return Assembly("\n".join(["{", *lines, "}"]), ",".join(["=f"] * 4 + ["r"] * 6 + ["f"] * (0 if first else 4)))
 
 
-def load(masked: bool, once: bool) -> Assembly:
-    """An address -> four adjacent words; if ``masked`` also whether to read it, else they are 0.
-
-    Args:
-        once: for words that are read only once, and never written meanwhile: they need no place in the first cache.
-    """
-    instruction = f"ld.global{'.nc.L1::no_allocate' if once else ''}.v4.b32 {{$0, $1, $2, $3}}, [$4];"
-    if not masked:
-        return Assembly(instruction, "=r,=r,=r,=r,l")
-    lines = [".reg .pred wanted;", "setp.ne.b32 wanted, $5, 0;", *(f"mov.b32 ${word}, 0;" for word in range(4))]
-    return Assembly("\n".join(["{", *lines, f"@wanted {instruction}", "}"]), "=&r,=&r,=&r,=&r,l,r")
+def load_four() -> Assembly:
+    """An address -> four adjacent words that are read only once, and never written meanwhile: not through the first cache."""
+    return Assembly("ld.global.nc.L1::no_allocate.v4.b32 {$0, $1, $2, $3}, [$4];", "=r,=r,=r,=r,l")
 
 
 def load_two() -> Assembly:
-    """An address -> two adjacent words that are read only once, and never written meanwhile."""
+    """As ``load_four``, two words."""
     return Assembly("ld.global.nc.L1::no_allocate.v2.b32 {$0, $1}, [$2];", "=r,=r,l")
 
 

@@ -4,9 +4,9 @@ A layer [N, K] is padded with zero weights to N' (a multiple of 64) and K' (of 1
 columns, each of which one warp multiplies. A unit is 4 pieces of 32 columns. Of every piece, a lane of the warp holds the
 16 codes that are its part of the left operand of two tensor core products of 16 columns (PTX ISA, m16n8k16, fragments of A):
 
-    lane 4g + j, code (i, n), n = 4l + 2u + e:    output 8e + g of the unit, column 8j + 4i + 2u + l of the piece
+    lane 4g + j, code (i, n), n = 4l + 2u + e:    output 8e + g of the unit, column 16i + 8u + 2j + l of the piece
 
-so that a lane's columns are adjacent, and it needs 16 adjacent bytes of a row of x. Codes are kept as sign and magnitude,
+which is the operand's own order, so that x needs none of its own. Codes are kept as sign and magnitude,
 code ^ 128 from 128 on and ~code below: a sign, which is 1 for negative levels, and bits 6..0 of the distance from 0.
 
     name     dtype  shape                              word (lane, piece p), bits
@@ -97,8 +97,8 @@ def _fields(codes: torch.Tensor) -> torch.Tensor:
     n, k = codes.shape
     bytes_ = torch.where(codes < 128, ~codes, codes ^ 128)
     bytes_ = torch.nn.functional.pad(bytes_, (0, padded(k, UNIT_K) - k, 0, padded(n, UNIT_N) - n))
-    tiles = bytes_.view(padded(n, UNIT_N) // UNIT_N, 2, 8, padded(k, UNIT_K) // UNIT_K, PIECES, 4, 2, 2, 2)
-    return tiles.permute(0, 3, 4, 2, 5, 1, 6, 7, 8).contiguous()
+    tiles = bytes_.view(padded(n, UNIT_N) // UNIT_N, 2, 8, padded(k, UNIT_K) // UNIT_K, PIECES, 2, 2, 4, 2)
+    return tiles.permute(0, 3, 4, 2, 7, 1, 5, 6, 8).contiguous()
 
 
 def _words(fields: torch.Tensor, plane: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The product for up to 16 rows on Hopper: y = x @ W.T, each row at its own width; x is made ready once per program.
+"""The product for few rows on Hopper: y = x @ W.T, each row at its own width; x is made ready once per program.
 
 A program has some tiles of 16 outputs at a time and a part of K. Its warps read words of the planes straight to registers, some
 units ahead, as in kernels.gemm; x goes through shared memory (kernels.small_x), where all tiles find it. Rows whose width
@@ -86,9 +86,9 @@ def _compute(
     COLUMNS: gl.constexpr = DIGITS and HAS_COLUMNS
     thread = gl.arange(0, 32 * WARPS, layout=element_layout(WARPS))
     lane, warp = thread % 32, thread // 32
-    programs = gl.num_programs(0)
+    programs = gl.num_programs(1)
     turns = _turns(n_padded, TILES)
-    tile, start = gl.program_id(0) * TILES + warp % TILES, first + warp // TILES
+    tile, start = gl.program_id(1) * TILES + warp % TILES, first + warp // TILES
     levels = tables(token_profiles, WIDTHS, RULE, ROWS == 1, WARPS, CODE)
     here = _addresses(planes, scales, tile, start, lane, units_k, GROUP)
     slots = ()
@@ -101,7 +101,7 @@ def _compute(
         # Weights are older than any kernel that may still run; x is not.
         wait_for_others()
         let_next_start()
-    copy_x(xs, x_ptr, m, first, last, k, stride_x, ROWS, WARPS, ROOM, UNITS)
+    copy_x(xs, x_ptr, m, first, last, k, stride_x, ROWS, WARPS, ROOM)
     async_copy.wait_group(0)
     barrier()
     if DIGITS and len(WIDTHS) == 1:
@@ -187,7 +187,7 @@ def _compute(
         if SPLIT > 1:
             places = row[:, None].to(gl.int64) * n_padded + output[None, :]
             mask = (row < m)[:, None] & (output < n_padded)[None, :]
-            gl.store(workspace + gl.program_id(1) * (m.to(gl.int64) * n_padded) + places, total, mask=mask)
+            gl.store(workspace + gl.program_id(0) * (m.to(gl.int64) * n_padded) + places, total, mask=mask)
         else:
             _finish(total, scales, bias, y_ptr, row, output, m, n, GROUP, HAS_BIAS)
 
@@ -195,16 +195,17 @@ def _compute(
 @gluon.jit
 def _turns(n_padded, TILES: gl.constexpr):
     """How often a program computes TILES tiles."""
-    return (n_padded // (16 * TILES) - gl.program_id(0) + gl.num_programs(0) - 1) // gl.num_programs(0)
+    return (n_padded // (16 * TILES) - gl.program_id(1) + gl.num_programs(1) - 1) // gl.num_programs(1)
 
 
 @gluon.jit
-def _places(turn, ROWS: gl.constexpr, TILES: gl.constexpr, WARPS: gl.constexpr):
-    """Rows and outputs of the tiles of a turn."""
+def _places(turn, ROWS: gl.constexpr, TILES: gl.constexpr, WARPS: gl.constexpr, part=0, PARTS: gl.constexpr = 1):
+    """Rows and outputs of the tiles of a turn, or of one of PARTS equal parts of them."""
     LAYOUT: gl.constexpr = _sums_layout(WARPS)
     row = gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
-    group = gl.program_id(0) + turn * gl.num_programs(0)
-    return row, group * (16 * TILES) + gl.arange(0, 16 * TILES, layout=gl.SliceLayout(0, LAYOUT))
+    group = gl.program_id(1) + turn * gl.num_programs(1)
+    size: gl.constexpr = 16 * TILES // PARTS
+    return row, group * (16 * TILES) + part * size + gl.arange(0, size, layout=gl.SliceLayout(0, LAYOUT))
 
 
 @gluon.jit
@@ -238,15 +239,15 @@ def _load(
 @gluon.jit
 def _load_after(addresses, lane, AFTER: gl.constexpr, GROUP: gl.constexpr, BITS: gl.constexpr, CODE: gl.constexpr):
     """As ``gemm.load_tile``; a constant more in an address costs nothing."""
-    words = load_four(addresses[0], AFTER * 128, True, CODE)
+    words = load_four(addresses[0], AFTER * 128, CODE)
     if BITS >= 3:
         words = words + load_two(addresses[1], AFTER * 64, CODE)
     if BITS >= 4:
         words = words + load_two(addresses[2], AFTER * 64, CODE)
     if BITS >= 6:
-        words = words + load_four(addresses[3], AFTER * 128, True, CODE)
+        words = words + load_four(addresses[3], AFTER * 128, CODE)
     if BITS >= 8:
-        words = words + load_four(addresses[4], AFTER * 128, True, CODE)
+        words = words + load_four(addresses[4], AFTER * 128, CODE)
     pairs = ()
     if GROUP == -1:
         one = gl.full(lane.shape, 1.0, gl.float32, lane.type.layout)
@@ -290,11 +291,19 @@ def _tile_of_sums(totals, TILES_M: gl.constexpr, TILES: gl.constexpr, SHARES: gl
         # share, tile, g, j, odd row, output + 8
         lanes = gl.reshape(gl.join(upper, lower), (SHARES, TILES, 8, 4, 2, 2))
         tiles = tiles + (gl.reshape(gl.permute(lanes, (0, 3, 4, 1, 5, 2)), (SHARES, 8, 16 * TILES)),)
-    if TILES_M == 1:
-        result = tiles[0]
-    else:
-        result = gl.reshape(gl.permute(gl.join(tiles[0], tiles[1]), (0, 3, 1, 2)), (SHARES, 16, 16 * TILES))
+    result = tiles[0]
+    if TILES_M == 2:
+        result = _above(tiles[0], tiles[1])
+    elif TILES_M == 4:
+        result = _above(_above(tiles[0], tiles[1]), _above(tiles[2], tiles[3]))
     return gl.convert_layout(gl.sum(result, axis=0), _sums_layout(SHARES * TILES))
+
+
+@gluon.jit
+def _above(first, second):
+    """Two tensors [shares, rows, outputs] as one of twice the rows."""
+    shape: gl.constexpr = (first.shape[0], 2 * first.shape[1], first.shape[2])
+    return gl.reshape(gl.permute(gl.join(first, second), (0, 3, 1, 2)), shape)
 
 
 @gluon.jit
@@ -354,16 +363,15 @@ def _small_kernel(
     m, n, n_padded, k, units_k, stride_x,
     WIDTHS: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, HAS_BIAS: gl.constexpr, SPLIT: gl.constexpr,
     ROWS: gl.constexpr, TILES: gl.constexpr, SHARES: gl.constexpr, SHARE: gl.constexpr, EVEN: gl.constexpr,
-    DEPTHS: gl.constexpr, PDL: gl.constexpr, CODE: gl.constexpr,
+    DEPTHS: gl.constexpr, TURNS: gl.constexpr, PDL: gl.constexpr, CODE: gl.constexpr,
 ):  # fmt: skip
-    """Grid: (programs, SPLIT). SHARE: the most units that a program has; EVEN: all have as many, a multiple of SHARES times any
-    of DEPTHS, which are per width."""
+    """Grid: (SPLIT, programs), those that share tiles side by side. TURNS: the most that a program takes; SHARE: the most units
+    that it has; EVEN: all have as many, a multiple of SHARES times any of DEPTHS, which are per width."""
     WARPS: gl.constexpr = TILES * SHARES
-    TILES_M: gl.constexpr = (ROWS + 7) // 8
     UNITS: gl.constexpr = units_at_once(SHARE, ROWS, WARPS)
     ROOM: gl.constexpr = room(SHARE, UNITS, _depth_step(DEPTHS, SHARES))
     planes = (plane0, plane1, plane2, plane3, plane4)
-    first, last = gl.program_id(1) * units_k // SPLIT, (gl.program_id(1) + 1) * units_k // SPLIT
+    first, last = gl.program_id(0) * units_k // SPLIT, (gl.program_id(0) + 1) * units_k // SPLIT
     xs = gl.allocate_shared_memory(gl.int32, [ROOM, ROWS * 64], flat(1))
     x_scales = gl.allocate_shared_memory(gl.float32, [ROOM, num_scales(ROWS)], flat(1))
     pairs = xs
@@ -400,21 +408,87 @@ def _small_kernel(
                     ROWS, TILES, SHARES, DEPTHS[index], ROOM, UNITS, EVEN, PDL, False, CODE,
                 )  # fmt: skip
     if SPLIT > 1:
-        # Every program has left its sums; the last one to arrive adds them, always in the order of K.
+        # Every program has left its sums. They are added always in the order of K.
+        lock = locks + gl.program_id(1)
         barrier()
-        lock = locks + gl.program_id(0)
-        arrived = gl.atomic_add(lock, 1, sem="acq_rel")
-        if arrived == SPLIT - 1:
-            for turn in range(_turns(n_padded, TILES)):
-                row, output = _places(turn, 8 * TILES_M, TILES, WARPS)
-                places = row[:, None].to(gl.int64) * n_padded + output[None, :]
-                mask = (row < m)[:, None] & (output < n_padded)[None, :]
-                total = gl.full((8 * TILES_M, 16 * TILES), 0.0, gl.float32, _sums_layout(WARPS))
-                for other in gl.static_range(SPLIT):
-                    part = workspace + other * (m.to(gl.int64) * n_padded) + places
-                    total += gl.load(part, mask=mask, other=0.0, cache_modifier=".cg")
-                _finish(total, scales, bias, y_ptr, row, output, m, n, GROUP, HAS_BIAS)
-            gl.store(lock, 0)
+        if TURNS == 1:
+            # By the last program to arrive, which need not be told that it is the last.
+            arrived = gl.atomic_add(lock, 1, sem="acq_rel")
+            if arrived == SPLIT - 1:
+                _add_shares(workspace, scales, bias, y_ptr, 0, 0, 1, m, n, n_padded, GROUP, HAS_BIAS, SPLIT, ROWS, TILES, WARPS)
+                gl.store(lock, 0)
+        else:
+            # By all programs, each a part, once they have all arrived.
+            PARTS: gl.constexpr = _parts(SPLIT, TURNS)
+            arrived = _wait_for_shares(lock, SPLIT, WARPS)
+            barrier()
+            for job in range(gl.program_id(0), _turns(n_padded, TILES) * PARTS, SPLIT):
+                _add_shares(
+                    workspace, scales, bias, y_ptr, job // PARTS, job % PARTS, PARTS, m, n, n_padded, GROUP, HAS_BIAS,
+                    SPLIT, ROWS, TILES, WARPS,
+                )  # fmt: skip
+            _free(lock, arrived, SPLIT, WARPS)
+
+
+@triton.constexpr_function
+def _parts(split, turns):
+    """Into how many the tiles of a turn are cut, so that all of ``split`` programs have some to add up."""
+    return max((1 << (split - 1).bit_length()) >> (turns - 1).bit_length(), 1)
+
+
+@gluon.jit
+def _add_shares(
+    workspace, scales, bias, y_ptr, turn, part, PARTS: gl.constexpr, m, n, n_padded,
+    GROUP: gl.constexpr, HAS_BIAS: gl.constexpr, SPLIT: gl.constexpr, ROWS: gl.constexpr, TILES: gl.constexpr,
+    WARPS: gl.constexpr,
+):  # fmt: skip
+    """Add up what the programs have left of a turn, or of one of PARTS parts of it."""
+    LOW: gl.constexpr = max(ROWS, 8)
+    row, output = _places(turn, LOW, TILES, WARPS, part, PARTS)
+    places = row[:, None].to(gl.int64) * n_padded + output[None, :]
+    mask = (row < m)[:, None] & (output < n_padded)[None, :]
+    total = gl.full((LOW, 16 * TILES // PARTS), 0.0, gl.float32, _sums_layout(WARPS))
+    for share in gl.static_range(SPLIT):
+        left = workspace + share * (m.to(gl.int64) * n_padded) + places
+        total += gl.load(left, mask=mask, other=0.0, cache_modifier=".cg")
+    _finish(total, scales, bias, y_ptr, row, output, m, n, GROUP, HAS_BIAS)
+
+
+@gluon.jit
+def _wait_for_shares(lock, SPLIT: gl.constexpr, WARPS: gl.constexpr):
+    """Tell that this program has left its sums, wait until all that share its tiles have; how many have seen that, per thread.
+
+    Programs that share tiles are started one after the other, so that all of them run. One thread waits.
+    """
+    thread = gl.arange(0, 32 * WARPS, layout=element_layout(WARPS))
+    locks = lock + thread * 0
+    assembly: gl.constexpr = _waiting(SPLIT)
+    return gl.inline_asm_elementwise(assembly, "=r,l,r", (locks, thread), gl.int32, False, 1)
+
+
+@gluon.jit
+def _free(lock, arrival, SPLIT: gl.constexpr, WARPS: gl.constexpr):
+    """Set a lock to 0 if all programs have seen that all have left their sums."""
+    thread = gl.arange(0, 32 * WARPS, layout=element_layout(WARPS))
+    gl.store(lock + thread * 0, thread * 0, mask=(thread == 0) & (arrival == 2 * SPLIT - 1))
+
+
+@triton.constexpr_function
+def _waiting(split):
+    return f"""{{
+        .reg .pred other, early;
+        .reg .b32 seen;
+        setp.ne.u32 other, $2, 0;
+        mov.b32 $0, 0;
+        @other bra DONE;
+        atom.add.acq_rel.gpu.global.u32 seen, [$1], 1;
+        WAIT:
+        ld.acquire.gpu.global.u32 seen, [$1];
+        setp.lt.u32 early, seen, {split};
+        @early bra WAIT;
+        atom.add.relaxed.gpu.global.u32 $0, [$1], 1;
+        DONE:
+        }}"""
 
 
 @gluon.jit
@@ -462,13 +536,13 @@ def small_gemm(
     groups = n_padded // (UNIT_N * config.tiles)
     depths = config.depths_of(widths)
     even = units_k % (split * config.shares * lcm(*depths)) == 0
-    grid = (min(groups, config.programs), split)
-    _small_kernel[grid](
+    programs = min(groups, config.programs)
+    _small_kernel[(split, programs)](
         x, *given, scales, y if bias is None else bias, y, workspace, locks, token_profiles, profile_widths,
         m, n, n_padded, k, units_k, x.stride(0),
         WIDTHS=tuple(widths), RULE=rule, GROUP=group_size, HAS_BIAS=bias is not None, SPLIT=split, ROWS=config.rows,
-        TILES=config.tiles, SHARES=config.shares, SHARE=-(-units_k // split), EVEN=even, DEPTHS=depths, PDL=config.pdl,
-        CODE=SmallCode.of(x.dtype), num_warps=config.num_warps,
-        maxnreg=config.max_registers, launch_pdl=config.pdl,
+        TILES=config.tiles, SHARES=config.shares, SHARE=-(-units_k // split), EVEN=even, DEPTHS=depths,
+        TURNS=-(-groups // programs) if split > 1 else 1, PDL=config.pdl, CODE=SmallCode.of(x.dtype),
+        num_warps=config.num_warps, maxnreg=config.max_registers, launch_pdl=config.pdl,
     )  # fmt: skip
     return y

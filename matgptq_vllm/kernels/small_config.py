@@ -4,17 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
-
 from matgptq_vllm.core.precision import WIDTHS
+from matgptq_vllm.core.slicing import SliceRule
+from matgptq_vllm.kernels.digits_ptx import takes_digits
 from matgptq_vllm.kernels.layout import PAD_N, UNIT_K, UNIT_N, padded
-from matgptq_vllm.kernels.wide_config import wide_runs
 
 SMALL_TO = 16
-"""Rows up to which it can run."""
+"""Rows up to which it is always preferred."""
 
-ROW_ROOMS = (1, 4, 8, 16)
+ROW_ROOMS = (1, 4, 8, 16, 32)
 """Ranges of M, by their largest, each of which has a configuration of its own."""
+
+FEW_UNITS = 8
+"""Units of K that a program multiplies, at most, for it to be preferred for more than SMALL_TO rows."""
 
 NUM_WARPS = 8
 
@@ -23,13 +25,11 @@ PROGRAMS = 2
 
 MAX_REGISTERS = 128
 
-UNITS = {1: 64, 4: 16, 8: 14, 16: 14}
+UNITS = {1: 64, 4: 32, 8: 14, 16: 14, 32: 7}
 """Rows -> units of K that a program makes ready, at most: meanwhile no weights are read."""
 
-UNITS_OF_TURNS = {1: 64, 4: 16, 8: 4, 16: 4}
-"""The same of programs that take turns anyway, up to SPLIT_FOR_TURNS parts of K, whose sums have to be added up."""
-
-SPLIT_FOR_TURNS = 8
+_ADDING = {1: 1.0, 4: 0.15, 8: 0.15, 16: 0.15, 32: 0.15}
+"""Rows -> by how much longer programs take that take turns and share K: sums have to be added up, by measurement."""
 
 _DEPTHS = {2: 4, 3: 4, 4: 4, 6: 2, 8: 2}
 _DEEP_UNITS = 16
@@ -41,7 +41,7 @@ class SmallConfig:
     """One way to run the product for few rows. Any is right for any shape; they differ in speed only."""
 
     rows: int
-    """Rows that a program has room for: 1, 4, 8 or 16."""
+    """Rows that a program has room for: one of ROW_ROOMS."""
 
     tiles: int
     """Warps side by side, each with its own tile of 16 outputs; times 16 a divisor of the padded outputs."""
@@ -73,14 +73,23 @@ class SmallConfig:
         return tuple(self.depths[WIDTHS.index(width)] for width in widths)
 
 
-def small_runs(device: torch.device, m: int) -> bool:
-    """Whether it runs on ``device``, for ``m`` rows."""
-    return m <= SMALL_TO and wide_runs(device)
+def prefers_small(m: int, n: int, k: int, widths: Sequence[int], rule: SliceRule, num_sms: int) -> bool:
+    """Whether it is faster than the wide product, where both run (kernels.wide_config).
+
+    For more than SMALL_TO rows that is so where there is little to do, for rows of one width that are multiplied as numbers.
+    """
+    if m <= SMALL_TO:
+        return True
+    if m > ROW_ROOMS[-1] or len(widths) > 1 or takes_digits(widths[0], rule, False):
+        return False
+    config = small_config(m, n, k, num_sms)
+    turns = -(-(padded(n, PAD_N) // UNIT_N // config.tiles) // config.programs)
+    return turns * -(-(padded(k, UNIT_K) // UNIT_K) // config.split_k) <= FEW_UNITS
 
 
 @lru_cache(maxsize=4096)
 def small_config(m: int, n: int, k: int, num_sms: int) -> SmallConfig:
-    """The configuration for ``m`` rows, at most SMALL_TO; it is the same within a range of ROW_ROOMS.
+    """The configuration for ``m`` rows, at most the last of ROW_ROOMS; it is the same within a range of them.
 
     All programs run at once. Those of a single row share no tiles: that costs more than to make more of x ready.
     """
@@ -91,18 +100,22 @@ def small_config(m: int, n: int, k: int, num_sms: int) -> SmallConfig:
         tiles = next((few for few in (1, 2, 4) if num_tiles <= few * at_once), NUM_WARPS)
     while num_tiles % tiles:
         tiles //= 2
-    shares, groups, split = NUM_WARPS // tiles, num_tiles // tiles, 1
-    while split * 2 * shares <= units:
-        most = (UNITS if split * groups <= at_once or split >= SPLIT_FOR_TURNS else UNITS_OF_TURNS)[rows]
-        if split * 2 * groups > at_once and -(-units // split) <= most:
-            break
-        split *= 2
-    turns = -(-groups * split // at_once)
-    depths = tuple(_depth(depth, units, split * shares) for depth in _DEPTHS.values())
-    return SmallConfig(rows, tiles, shares, split, -(-groups // turns), depths=depths)
+    shares, groups = NUM_WARPS // tiles, num_tiles // tiles
+
+    def turns(split: int) -> int:
+        return -(-groups // max(at_once // split, 1))
+
+    def length(split: int) -> float:
+        return turns(split) / split * (1 + (_ADDING[rows] if split > 1 and turns(split) > 1 else 0))
+
+    splits = [1 << bit for bit in range(max(units // shares, 1).bit_length())]
+    ready = [split for split in splits if -(-units // split) <= UNITS[rows]]
+    split = min(ready, key=length) if ready else splits[-1]
+    depths = tuple(_depth(depth, rows, units, split * shares) for depth in _DEPTHS.values())
+    return SmallConfig(rows, tiles, shares, split, -(-groups // turns(split)), depths=depths)
 
 
-def _depth(depth: int, units: int, warps: int) -> int:
+def _depth(depth: int, rows: int, units: int, warps: int) -> int:
     """``depth``, or less if then all warps have whole steps."""
-    most = depth if units // warps >= _DEEP_UNITS else 2
+    most = depth if units // warps >= _DEEP_UNITS and rows <= SMALL_TO else 2
     return next((less for less in (4, 2, 1) if less <= most and units % (warps * less) == 0), most)

@@ -1,10 +1,11 @@
 """x in shared memory, as the lanes of kernels.small need it: made ready once per program, for all its tiles.
 
-    words     int32 [unit, piece, row, j, 4]    8 numbers of columns 8j on of a piece: two per word, or, of rows whose width
-                                                ``takes_digits``, the upper digits of four in each of two words, then the lower
+    words     int32 [unit, piece, row, j, 4]    8 numbers, word j of each 8 columns of a piece: two per word, or, of rows whose
+                                                width ``takes_digits``, the upper digits of four in each of two words, then the
+                                                lower
     pairs     int32 [unit, piece, 4, j, 4]      of a single row in digits, see ``small_products.use_unit_for_pairs``: per
-                                                (digit, output + 8), columns 8j to 8j + 3, the even ones and the odd, then
-                                                the other four likewise
+                                                (digit, output + 8), the first four numbers, the even ones and the odd, then the
+                                                other four likewise
     scales    float32 [unit, 8 or 16 rows]      what a step of the upper digit is worth; with pairs [unit, 4]: of either digit
 
 Rows above the last hold anything: every sum is of one row.
@@ -100,13 +101,29 @@ def _parts_layout(units, rows, warps):
     return gl.DistributedLinearLayout(registers, lanes, parts[1 : 1 + own], [], [units, 4, rows, 4, 4])
 
 
+@triton.constexpr_function
+def _words_layout(units, rows, warps):
+    """[units, 4, rows, 4, 4]: a word per thread at a time; a warp has adjacent ones of x, of two rows or of two pieces."""
+
+    def bases(axis, first, end):
+        return [[1 << bit if place == axis else 0 for place in range(5)] for bit in range(first, end)]
+
+    several = min(rows.bit_length() - 1, 1)
+    lanes = bases(3, 0, 2) + bases(4, 0, 2) + (bases(2, 0, 1) if several else bases(1, 0, 1))
+    others = bases(2, several, rows.bit_length() - 1) + bases(1, 1 - several, 2) + bases(0, 0, units.bit_length() - 1)
+    own = warps.bit_length() - 1
+    return gl.DistributedLinearLayout(others[own:], lanes, others[:own], [], [units, 4, rows, 4, 4])
+
+
 @gluon.jit
 def copy_x(
     xs, x_ptr, m, first, last, k, stride_x,
-    ROWS: gl.constexpr, WARPS: gl.constexpr, ROOM: gl.constexpr, UNITS: gl.constexpr,
+    ROWS: gl.constexpr, WARPS: gl.constexpr, ROOM: gl.constexpr,
 ):  # fmt: skip
     """Copy x of units first to last into shared memory, as it is; what is beyond becomes 0."""
-    L: gl.constexpr = _parts_layout(UNITS, ROWS, WARPS)
+    # Few at a time: addresses take registers, which words of weights that are on their way have.
+    UNITS: gl.constexpr = max(2 * WARPS // ROWS, 1)
+    L: gl.constexpr = _words_layout(UNITS, ROWS, WARPS)
     u = gl.arange(0, UNITS, layout=gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, gl.SliceLayout(4, L)))))
     piece = gl.arange(0, 4, layout=gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, gl.SliceLayout(4, L)))))
     row = gl.arange(0, ROWS, layout=gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, gl.SliceLayout(4, L)))))
@@ -116,11 +133,12 @@ def copy_x(
     j, word = j[None, None, None, :, None], word[None, None, None, None, :]
     view = view_as(xs, gl.int32, (ROOM // UNITS, UNITS, 4, ROWS, 4, 4))
     start = x_ptr.to(gl.pointer_type(gl.int32), bitcast=True)
-    for number in range(ROOM // UNITS):
+    # As if it depended on m: the compiler would unroll the loop, to have all addresses at once.
+    for number in range(gl.where(m > 0, ROOM // UNITS, 0)):
         unit = first + number * UNITS + u
-        column = unit * 128 + piece * 32 + j * 8
-        place = row * (stride_x // 2) + unit * 64 + (piece * 16 + j * 4 + word)
-        copy_async(view.index(number), start + place, mask=(row < m) & (unit < last) & (column < k))
+        column = unit * 64 + piece * 16 + word * 4 + j
+        place = row * (stride_x // 2) + column
+        copy_async(view.index(number), start + place, mask=(row < m) & (unit < last) & (column < k // 2))
     async_copy.commit_group()
 
 

@@ -33,7 +33,7 @@ from matgptq_vllm.kernels.gemm import with_slot
 from matgptq_vllm.kernels.gluon_names import barrier, wait_for_others
 from matgptq_vllm.kernels.lanes import bits_needed
 from matgptq_vllm.kernels.launch import Launcher, power_of_two
-from matgptq_vllm.kernels.layout import PLANE_WIDTHS, UNIT_K, UNIT_N
+from matgptq_vllm.kernels.layout import PLANE_WIDTHS, UNIT_N
 from matgptq_vllm.kernels.wide_config import GROUPS, REGISTERS, WideConfig
 from matgptq_vllm.kernels.wide_layouts import WARPS, sums_layout
 from matgptq_vllm.kernels.wide_output import add_shares, leave_share, write_tile
@@ -270,8 +270,7 @@ def _wide_kernel(
                 bring,
                 (
                     xs, ring, full, empty, x_desc, plane0, plane1, plane2, plane3, plane4, rows_of_widths, tile, last_tile,
-                    row_tile, row_step, rows, first, last, units_k, WIDTHS, RULE, BLOCK_M, TILES * _GROUPS, STAGES, HALVES,
-                    PDL,
+                    row_tile, row_step, first, last, units_k, WIDTHS, RULE, BLOCK_M, TILES * _GROUPS, STAGES, HALVES, PDL,
                 ),
             ),
         ],
@@ -306,8 +305,8 @@ def wide_gemm(
     """Fill ``y`` with x @ W.T + bias, where row m of x meets the weights read at profile_widths[token_profiles[m]] bits.
 
     Args:
-        arranged: x, of ``arrange.arrange`` with the same ``config.block_m``, profiles and ``widths``; bfloat16 or float16, on a
-            Hopper GPU.
+        arranged: x, of ``arrange.arrange`` with the same ``config.block_m``, profiles and ``widths``, or with one width of
+            ``arrange.as_it_is``; bfloat16 or float16, on a Hopper GPU.
         y: [M, N], dtype of x.
         planes, scales, token_profiles, profile_widths, locks: as for ``gemm.sliced_gemm``.
         widths: every width that a row may have, ascending.
@@ -318,7 +317,7 @@ def wide_gemm(
     """
     m, n = y.shape
     units_n, units_k = scales.shape[0], planes[0].shape[1]
-    rows = arranged.x.shape[1]
+    rows = arranged.places
     split = min(config.split_k, units_k)
     row_tiles = rows // config.block_m
     # A batch of one width has this many row tiles; programs take those of more widths in turns.
@@ -329,13 +328,13 @@ def wide_gemm(
     if split > 1:
         workspace = y.new_empty((tiles_n * row_tiles, split, config.block_m, block_n), dtype=torch.float32)
     given = [*planes, *[planes[0]] * (len(PLANE_WIDTHS) - len(planes))]
-    x = TensorDescriptor.from_tensor(arranged.x.view(-1, UNIT_K), [config.block_m, 64], _layout_of_x(config.block_m, y.dtype))
+    x = TensorDescriptor.from_tensor(arranged.x, [config.block_m, 64], _layout_of_x(config.block_m, y.dtype))
     _multiplying.launch(
         (y.dtype, scales.dtype, None if bias is None else bias.dtype, y.device, n, units_n),
         (split, tiles_n, programs_m),
         (
             x, token_profiles, profile_widths, *given, scales, y if bias is None else bias, y, workspace, locks,
-            arranged.row_places, m, n, units_n, units_k, rows,
+            token_profiles if arranged.row_places is None else arranged.row_places, m, n, units_n, units_k, rows,
         ),
         {
             "WIDTHS": tuple(widths), "RULE": rule, "GROUP": group_size, "HAS_BIAS": bias is not None, "SPLIT": split,

@@ -57,7 +57,7 @@ def _copy_unit(ring, planes, tile, last_tile, unit, units_k, slot, BITS: gl.cons
 @gluon.jit
 def bring(
     xs, ring, full, empty, x_desc, plane0, plane1, plane2, plane3, plane4, rows_of_widths, tile, last_tile, row_tile, row_step,
-    rows, first, last, units_k,
+    first, last, units_k,
     WIDTHS: gl.constexpr, RULE: gl.constexpr, BLOCK_M: gl.constexpr, TILES: gl.constexpr, STAGES: gl.constexpr,
     HALVES: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
@@ -83,8 +83,8 @@ def bring(
         for index in gl.static_range(len(WIDTHS)):
             if width == WIDTHS[index]:
                 at = _bring_row_tile(
-                    xs, ring, full, empty, x_desc, planes, tile, last_tile, row_tile * BLOCK_M, rows, first, last, ahead,
-                    units_k, at, bits_needed(WIDTHS[index], RULE), BLOCK_M, TILES, STAGES, HALVES,
+                    xs, ring, full, empty, x_desc, planes, tile, last_tile, row_tile * BLOCK_M, first, last, ahead, units_k, at,
+                    bits_needed(WIDTHS[index], RULE), BLOCK_M, TILES, STAGES, HALVES,
                 )  # fmt: skip
         ahead = first
         row_tile += row_step
@@ -93,7 +93,7 @@ def bring(
 
 @gluon.jit
 def _bring_row_tile(
-    xs, ring, full, empty, x_desc, planes, tile, last_tile, first_row, rows, first, last, ahead, units_k, at,
+    xs, ring, full, empty, x_desc, planes, tile, last_tile, first_row, first, last, ahead, units_k, at,
     BITS: gl.constexpr, BLOCK_M: gl.constexpr, TILES: gl.constexpr, STAGES: gl.constexpr, HALVES: gl.constexpr,
 ):  # fmt: skip
     """Units first to last of a row tile, the words of those before ``ahead`` being on their way; the next stages."""
@@ -103,7 +103,7 @@ def _bring_row_tile(
             mbarrier.wait(empty[0].index(slot), phase)
             mbarrier.expect(full[0].index(slot), BLOCK_M * 256)
             for half in gl.static_range(2):
-                load_tile(x_desc, [unit * rows + first_row, half * 64], full[0].index(slot), xs.index(slot * 2 + half))
+                load_tile(x_desc, [first_row, unit * 128 + half * 64], full[0].index(slot), xs.index(slot * 2 + half))
             if unit >= ahead:
                 _copy_unit(ring, planes, tile, last_tile, unit, units_k, slot, BITS, TILES)
                 async_copy.mbarrier_arrive(full[0].index(slot), increment_count=False)
@@ -123,7 +123,7 @@ def _bring_row_tile(
                 for half in gl.static_range(2):
                     mbarrier.wait(empty[1].index(x_slot), x_phase)
                     mbarrier.expect(full[1].index(x_slot), BLOCK_M * 128)
-                    load_tile(x_desc, [step * rows + first_row, half * 64], full[1].index(x_slot), xs.index(x_slot))
+                    load_tile(x_desc, [first_row, step * 128 + half * 64], full[1].index(x_slot), xs.index(x_slot))
                     x_slot, x_phase = next_stage(x_slot, x_phase, HALVES)
     return slot, phase, x_slot, x_phase
 

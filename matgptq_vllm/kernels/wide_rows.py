@@ -1,4 +1,4 @@
-"""Which rows a program of the wide product (kernels.wide) multiplies: row tiles of one width, as ``arrange`` places rows."""
+"""Which rows a program of the wide product (kernels.wide) multiplies: row tiles of one width (kernels.arrange)."""
 
 # Gluon has no unpacking inside a tuple.
 # ruff: noqa: RUF005

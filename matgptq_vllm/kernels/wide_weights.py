@@ -138,7 +138,7 @@ def half_weights(
     DTYPE: gl.constexpr, WIDTH: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, CODE: gl.constexpr,
     LEFT: gl.constexpr,
 ):  # fmt: skip
-    """Weights of two pieces of a unit for each warp: [16 * WARPS, 64], a left operand for x as ``arrange`` orders it."""
+    """Weights of two pieces of a unit for each warp: [16 * WARPS, 64], a left operand."""
     given = words[HALF] + _scales_of_pieces(scales, HALF, GROUP)
     weights = _weights_of_pieces(given, DTYPE, WIDTH, RULE, GROUP != -1, CODE)
     # warp, g, j, l, e, u, i, piece -> row (warp, e, g), column (piece, i, u, j, l): all stays in its register.

@@ -46,6 +46,13 @@ def _execute(instruction: str, sources: list[str], value, dtype: str) -> Words: 
     operands = [value(source) for source in (sources[:3] if name == "lop3" else sources)]
     if name == "mov":
         return operands[0]
+    if name == "setp":
+        return (operands[0] != operands[1]).astype(np.uint32)
+    if name == "selp":
+        return np.where(operands[2] != 0, operands[0], operands[1])
+    if name == "shfl":
+        # The last axis are the lanes of a warp.
+        return operands[0][..., np.arange(operands[0].shape[-1]) ^ int(operands[1].flat[0])]
     if name == "shl":
         return (operands[0].astype(np.uint64) << operands[1]).astype(np.uint32)
     if name == "shr":

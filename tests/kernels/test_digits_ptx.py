@@ -45,7 +45,7 @@ def test_bytes_times_their_unit_are_the_levels_of_the_rule(width: int, rule: Sli
     codes[0, :256] = torch.arange(256)
     planes, _ = to_kernel_layout(LAYOUT.split(codes), torch.ones(16, 4), LAYOUT, 512, 128)
     needed = planes[: num_planes(bits_needed(width, rule))]
-    found = torch.zeros(2, 8, 4, 4, 4, 2, 4, dtype=torch.float64)  # e, g, unit, piece, j, columns 0-3 or 4-7
+    found = torch.zeros(2, 8, 4, 4, 4, 2, 4, dtype=torch.float64)  # e, g, unit, piece, j, first four of its columns or others
     for unit, piece in itertools.product(range(4), range(4)):
         words = [plane[0, unit, :, piece if plane.shape[3] == 4 else piece // 2] for plane in needed]
         inputs = [word.numpy().view(np.uint32) for word in words]
@@ -53,11 +53,12 @@ def test_bytes_times_their_unit_are_the_levels_of_the_rule(width: int, rule: Sli
         outputs = emulate(level_bytes(width, piece % 2, rule, False), inputs, "bf16")
         for number, output in enumerate(outputs):
             found[number % 2, :, unit, piece, :, number // 2] = torch.from_numpy(output.view(np.int8)).double().view(8, 4, 4)
-    error = (found.view(16, 512) * level_table(width, rule)[0] / levels(codes, width, rule).double() - 1).nan_to_num()
+    found = found.view(2, 8, 4, 4, 4, 2, 2, 2).permute(0, 1, 2, 3, 5, 6, 4, 7).reshape(16, 512)
+    error = (found * level_table(width, rule)[0] / levels(codes, width, rule).double() - 1).nan_to_num()
     if rule == "curved":
         assert error.abs().max().item() < 8e-3
     else:
-        assert torch.equal(found.view(16, 512) * level_table(width, rule)[0], levels(codes, width, rule).double())
+        assert torch.equal(found * level_table(width, rule)[0], levels(codes, width, rule).double())
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "f16"])
@@ -114,7 +115,8 @@ def test_pairs_of_outputs_give_the_sums_of_a_single_row(width: int, rule: SliceR
             of_left = left[2 * half : 2 * half + 2].permute(1, 2, 3, 0, 4).reshape(16, 32).long()
             sums += of_left @ right.reshape(8, 32).T
     weights = (levels(codes, width, rule).double() / level_table(width, rule)[0]).round().long()
-    exact = weights @ digits.permute(1, 2, 3, 4, 0).reshape(128, 2).long()
+    by_column = digits.view(2, 4, 4, 2, 2, 2).permute(1, 3, 4, 2, 5, 0)
+    exact = weights @ by_column.reshape(128, 2).long()
     assert not sums[:, 4:].any()
     assert by_sign or not sums[8:].any()
     sums = sums[:8] - sums[8:]

@@ -122,6 +122,7 @@ def wide(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(dispatch, "wide_runs", lambda device: True)
     monkeypatch.setattr(dispatch, "wide_config", lambda *_: WideConfig(32, 1))
     monkeypatch.setattr(dispatch.arrange, "arrange", lambda *_: None)
+    monkeypatch.setattr(dispatch, "prefers_small", lambda m, *_: m < 4)
     monkeypatch.setattr(dispatch, "WIDE_FROM", 4)
     monkeypatch.setattr(dispatch, "WIDE_TO", 8)
     return rows

@@ -29,7 +29,7 @@ def test_weights_are_the_levels_of_the_rule(width: int, rule: SliceRule, dtype: 
     codes[0, :256] = torch.arange(256)
     planes, _ = to_kernel_layout(LAYOUT.split(codes), torch.ones(8, 4), LAYOUT, 512, 128)
     needed = planes[: num_planes(bits_needed(width, rule))]
-    found = torch.zeros(16, 4, 4, 4, 8, dtype=torch.float64)  # row, unit, piece, j, column of j
+    found = torch.zeros(16, 4, 4, 4, 4, 2, dtype=torch.float64)  # row, unit, piece, eight columns, j, column of j
     for unit, piece in itertools.product(range(4), range(4)):
         words = [plane[0, unit, :, piece if plane.shape[3] == 4 else piece // 2] for plane in needed]
         inputs = [word.numpy().view(np.uint32) for word in words]
@@ -38,7 +38,7 @@ def test_weights_are_the_levels_of_the_rule(width: int, rule: SliceRule, dtype: 
             # Registers of the left operand: outputs g, then g + 8, of the lower columns, then of the upper.
             pairs = torch.from_numpy(output.view(np.int16)).view(TYPES[dtype]).double().view(8, 4, 2)
             product, upper, e = number // 4 % 2, number // 2 % 2, number % 2
-            found[8 * e :, unit, piece, :, 4 * product + 2 * upper :][:8, ..., :2] += pairs
+            found[8 * e :, unit, piece, 2 * product + upper][:8] += pairs
     found = found.view(16, 512)[:8] * FACTOR[rule]
     expected = levels(codes, width, rule).double()
     error = ((found - expected).norm() / expected.norm()).item()

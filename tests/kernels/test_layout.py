@@ -29,8 +29,7 @@ def sign_and_magnitude(planes: list[torch.Tensor], row: int, column: int) -> tup
     e, g = divmod(row_of_unit, 8)
     unit_k, column_of_unit = divmod(column, 128)
     p, column_of_piece = divmod(column_of_unit, 32)
-    j, within = divmod(column_of_piece, 8)
-    i, u, lane_bit = within >> 2, within >> 1 & 1, within & 1
+    i, u, j, lane_bit = column_of_piece >> 4, column_of_piece >> 3 & 1, column_of_piece >> 1 & 3, column_of_piece & 1
     lane, n, q = 4 * g + j, 4 * lane_bit + 2 * u + e, 2 * (p % 2) + i
 
     def bits(plane: int, start: int, count: int) -> int:

@@ -27,7 +27,7 @@ def compiled(widths, group, rows, tiles, shares, share, split, dtype, scales, ru
     )
     constants = dict(
         WIDTHS=widths, RULE=rule, GROUP=group, HAS_BIAS=bias, SPLIT=split, ROWS=rows, TILES=tiles, SHARES=shares, SHARE=share,
-        EVEN=even, DEPTHS=tuple(2 if width < 6 else 1 for width in widths), PDL=True,
+        EVEN=even, DEPTHS=tuple(2 if width < 6 else 1 for width in widths), TURNS=3, PDL=True,
         CODE=SmallCode("bf16" if dtype == "bf16" else "f16"),
     )
     aligned = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(signature) if name not in ("m", "units_k")}
@@ -43,6 +43,7 @@ for case in (
     ((2, 3, 4), 128, 16, 8, 1, 8, 4, "bf16", "bf16"),
     ((2, 3, 8), 32, 4, 2, 4, 7, 1, "fp16", "fp32", "nested", False),
     ((2, 4), -1, 8, 4, 2, 8, 2, "bf16", "fp32", "round", True, False),
+    ((6,), 128, 32, 8, 1, 4, 8, "bf16", "bf16"),
 ):
     kernel = compiled(*case)
     ptx = kernel.asm["ptx"]
@@ -65,8 +66,10 @@ cases = [
     ("curved", (192, 1024, 128, torch.bfloat16, SmallConfig(16, 4, 2, 2, 2, 128))),
     ("nested", (130, 648, 32, torch.float16, SmallConfig(8, 2, 4, 3, 6))),
     ("round", (72, 2048, -1, torch.bfloat16, SmallConfig(4, 2, 2, 2, 4))),
+    ("curved", (1536, 1024, 128, torch.float16, SmallConfig(16, 8, 1, 8, 3))),
+    ("nested", (1536, 1024, 128, torch.bfloat16, SmallConfig(8, 4, 2, 4, 5))),
 ]
-for m in (1, 4, 8, 16):
+for m in (1, 4, 8, 16, 32):
     for n, k in ((256, 896), (130, 4864), (4096, 4096), (192, 13696)):
         cases.append(("curved" if m < 8 else "nested", (n, k, 64, torch.bfloat16, small_config(m, n, k, 132))))
 
@@ -114,9 +117,9 @@ def test_it_compiles_to_products_of_bytes_and_of_numbers_and_fits_into_shared_me
     subprocess.run([sys.executable, "-c", COMPILE, path], check=True, timeout=300)
     with open(path) as file:
         found = json.load(file)
-    assert len(found) == 7
+    assert len(found) == 8
     for case, (of_bytes, of_numbers, shared) in found.items():
-        assert of_bytes >= (0 if case.startswith("((8,)") else 8)
+        assert of_bytes >= (0 if case.startswith(("((6,)", "((8,)")) else 8)
         assert of_numbers >= (0 if case.startswith(("((3,)", "((4,)")) else 8)
         assert shared <= 114 << 10
 

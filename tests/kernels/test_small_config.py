@@ -1,10 +1,9 @@
 """kernels.small_config: every configuration fits the layer, and a range of M has one."""
 
 import pytest
-import torch
 
 from matgptq_vllm.kernels.layout import PAD_N, UNIT_K, UNIT_N, padded
-from matgptq_vllm.kernels.small_config import PROGRAMS, ROW_ROOMS, SMALL_TO, UNITS, small_config, small_runs
+from matgptq_vllm.kernels.small_config import PROGRAMS, ROW_ROOMS, SMALL_TO, UNITS, prefers_small, small_config
 
 SHAPES = [
     (6144, 4096),
@@ -22,7 +21,7 @@ SHAPES = [
 @pytest.mark.parametrize(("n", "k"), SHAPES)
 def test_a_configuration_fits_the_layer(n: int, k: int) -> None:
     num_tiles, units = padded(n, PAD_N) // UNIT_N, padded(k, UNIT_K) // UNIT_K
-    for m in range(1, SMALL_TO + 1):
+    for m in range(1, ROW_ROOMS[-1] + 1):
         config = small_config(m, n, k, 132)
         assert config.rows >= m
         assert config.num_warps == 8
@@ -53,10 +52,18 @@ def test_warps_read_ahead_whole_steps_where_they_can() -> None:
     assert small_config(16, 512, 256, 132).depths == (1, 1, 1, 1, 1)
 
 
-def test_it_runs_few_rows_on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("matgptq_vllm.kernels.small_config.wide_runs", lambda device: True)
-    assert [m for m in range(1, 20) if small_runs(torch.device("cuda"), m)] == list(range(1, 17))
+def test_programs_take_turns_where_more_of_them_than_run_at_once_would_not_be_idle() -> None:
+    # 48 groups of tiles: 4 parts of K leave 72 of 264 programs idle, 16 in 3 turns 8.
+    assert (small_config(8, 6144, 4096, 132).split_k, small_config(8, 6144, 4096, 132).programs) == (16, 16)
+    # Not worth adding sums up, for so few rows.
+    assert (small_config(4, 28672, 4096, 132).split_k, small_config(4, 28672, 4096, 132).programs) == (1, 224)
 
 
-def test_it_does_not_run_without_a_gpu() -> None:
-    assert not small_runs(torch.device("cpu"), 1)
+def test_it_is_preferred_for_few_rows_and_for_somewhat_more_where_there_is_little_to_do() -> None:
+    def rows(n: int, k: int, *widths: int) -> list[int]:
+        return [m for m in (1, 16, 17, 32, 33) if prefers_small(m, n, k, widths, "curved", 132)]
+
+    assert rows(4096, 4096, 4) == rows(6144, 4096, 8) == [1, 16, 17, 32]
+    assert rows(28672, 4096, 4) == rows(4096, 14336, 4) == [1, 16]
+    assert rows(4096, 4096, 2, 4) == rows(4096, 4096, 3) == [1, 16]
+    assert SMALL_TO == 16

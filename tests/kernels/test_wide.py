@@ -61,7 +61,7 @@ import json, sys, torch
 from dataclasses import replace
 from matgptq_vllm.core.planes import PlaneLayout
 from matgptq_vllm.core.slicing import dequantize, num_groups
-from matgptq_vllm.kernels.arrange import arrange
+from matgptq_vllm.kernels.arrange import arrange, as_it_is
 from matgptq_vllm.kernels.resident import to_resident
 from matgptq_vllm.kernels.wide import wide_gemm
 from matgptq_vllm.kernels.wide_config import wide_config
@@ -90,6 +90,11 @@ for m in (1, 33, 100, 257, 700):
         ])
         assert not layer.locks.any()
         found[f"{m} {name}"] = ((y.double() - expected).norm(dim=1) / expected.norm(dim=1)).max().item()
+    # In a replica of one width, the last one asked for; its rows are read where they are.
+    alone, own = torch.zeros_like(mixed), torch.full_like(y, float("nan"))
+    where = as_it_is(x, config.block_m)
+    wide_gemm(where, own, layer.planes, layer.scales, alone, table[2:], (4,), group, rule, config, layer.locks, bias)
+    assert torch.equal(own, y), (m, (own - y).abs().max())
 print(json.dumps(found))
 """
 
