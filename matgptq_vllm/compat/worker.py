@@ -7,6 +7,7 @@ from vllm.config import set_current_vllm_config
 from vllm.platforms import current_platform
 
 from matgptq_vllm.compat import graphs
+from matgptq_vllm.compat.overlap import let_compiled_kernels_overlap
 from matgptq_vllm.compat.replica import replica_of
 from matgptq_vllm.compat.runner import add_precision, runner_version
 from matgptq_vllm.compat.self_draft import drafts_itself
@@ -49,6 +50,7 @@ class MatGPTQWorker(_PlatformWorker):
         if replica.memory_reason is not None:
             _logger.info("Memory budget: %s", replica.memory_reason)
         self._not_elastic = self._make_elastic(replica)
+        let_compiled_kernels_overlap(self.vllm_config)
         super().load_model(*args, **kwargs)
         # Of the two, the replica outlives the engine's layers.
         self._elastic, replica.elastic = replica.elastic, None

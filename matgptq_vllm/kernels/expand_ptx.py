@@ -37,13 +37,12 @@ def exchanged() -> Assembly:
     lines = [".reg .pred odd, high;", ".reg .b32 place, a, b, c, d;"]
     lines += ["and.b32 place, $8, 1;", "setp.ne.b32 odd, place, 0;", "and.b32 place, $8, 2;", "setp.ne.b32 high, place, 0;"]
     # First each pair of lanes, then both pairs.
-    for own, (first, second) in (("a", (4, 5)), ("c", (6, 7))):
-        lines += [f"selp.b32 {own}, ${first}, ${second}, odd;", f"shfl.sync.bfly.b32 {own}, {own}, 1, 31, 0xffffffff;"]
-    for own, other, (first, second) in (("a", "b", (4, 5)), ("c", "d", (6, 7))):
-        lines += [f"selp.b32 {other}, ${second}, {own}, odd;", f"selp.b32 {own}, {own}, ${first}, odd;"]
-    for low, high, first, second in (("a", "c", 0, 2), ("b", "d", 1, 3)):
-        lines += [f"selp.b32 place, {low}, {high}, high;", "shfl.sync.bfly.b32 place, place, 2, 31, 0xffffffff;"]
-        lines += [f"selp.b32 ${first}, place, {low}, high;", f"selp.b32 ${second}, {high}, place, high;"]
+    for own, other, word in (("a", "b", 4), ("c", "d", 6)):
+        lines += [f"selp.b32 {own}, ${word}, ${word + 1}, odd;", f"shfl.sync.bfly.b32 {own}, {own}, 1, 31, 0xffffffff;"]
+        lines += [f"selp.b32 {other}, ${word + 1}, {own}, odd;", f"selp.b32 {own}, {own}, ${word}, odd;"]
+    for own, other, word in (("a", "c", 0), ("b", "d", 1)):
+        lines += [f"selp.b32 place, {own}, {other}, high;", "shfl.sync.bfly.b32 place, place, 2, 31, 0xffffffff;"]
+        lines += [f"selp.b32 ${word}, place, {own}, high;", f"selp.b32 ${word + 2}, {other}, place, high;"]
     return Assembly("\n".join(["{", *lines, "}"]), ",".join(["=&r"] * 4 + ["r"] * 5))
 
 

@@ -94,7 +94,7 @@ for m in (1, 33, 100, 257, 700):
     alone, own = torch.zeros_like(mixed), torch.full_like(y, float("nan"))
     where = as_it_is(x, config.block_m)
     wide_gemm(where, own, layer.planes, layer.scales, alone, table[2:], (4,), group, rule, config, layer.locks, bias)
-    assert torch.equal(own, y), (m, (own - y).abs().max())
+    found[f"{m} alone"] = ((own.double() - expected).norm(dim=1) / expected.norm(dim=1)).max().item()
 print(json.dumps(found))
 """
 
@@ -133,5 +133,5 @@ def test_every_row_is_within_a_hundredth_of_float64(
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found) == 10
+    assert len(found) == 15
     assert {case: error for case, error in found.items() if not error < 1e-2} == {}
