@@ -9,13 +9,10 @@ other by mbarriers, so that the two that multiply need not keep step.
 The layout of planes (kernels.layout) is that of the products for fewer rows: a warp's part of the left operand is the same
 for both kinds of tensor core products. x has been arranged for it (kernels.arrange). Widths are looked up on the device: row
 tiles have rows of one width each (kernels.wide_rows), and there are as many programs as row tiles of a batch of one width;
-they take further row tiles of a mixed batch in turns.
+they take further row tiles of a mixed batch in turns. Or they have equal shares of all tiles (kernels.wide_stream).
 
 Written in Gluon, Triton's language of explicit layouts, because registers and shared memory have to be laid out as said.
 """
-
-# Gluon has no unpacking inside a tuple.
-# ruff: noqa: RUF005
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -24,23 +21,23 @@ import torch
 import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from matgptq_vllm.core.slicing import SliceRule
 from matgptq_vllm.kernels.arrange import Arranged
-from matgptq_vllm.kernels.gemm import with_slot
 from matgptq_vllm.kernels.gluon_names import barrier, wait_for_others
 from matgptq_vllm.kernels.lanes import bits_needed
 from matgptq_vllm.kernels.launch import Launcher, power_of_two
 from matgptq_vllm.kernels.layout import PLANE_WIDTHS, UNIT_N
 from matgptq_vllm.kernels.wide_config import GROUPS, REGISTERS, WideConfig
-from matgptq_vllm.kernels.wide_layouts import WARPS, sums_layout
+from matgptq_vllm.kernels.wide_layouts import WARPS
 from matgptq_vllm.kernels.wide_output import add_shares, leave_share, write_tile
 from matgptq_vllm.kernels.wide_ptx import WideCode
-from matgptq_vllm.kernels.wide_ring import bring, new_ring, next_stage
+from matgptq_vllm.kernels.wide_ring import bring, new_ring
 from matgptq_vllm.kernels.wide_rows import count_rows, row_tile_of
-from matgptq_vllm.kernels.wide_weights import half_weights, tiles_scales, unit_words
+from matgptq_vllm.kernels.wide_stream import bring_range, consume_range
+from matgptq_vllm.kernels.wide_sums import no_sums, tile_sums
 
 _GROUPS = gl.constexpr(GROUPS)
 
@@ -85,13 +82,10 @@ def _row_tile(
     HALVES: gl.constexpr, PDL: gl.constexpr, CODE: gl.constexpr,
 ):  # fmt: skip
     """Multiply the first ROWS rows of a row tile; the next stages."""
-    SUMS: gl.constexpr = sums_layout(WARPS, ROWS)
-    sums = ()
-    for _ in gl.static_range(TILES):
-        sums = sums + (gl.zeros([16 * WARPS, ROWS], gl.float32, SUMS),)
+    sums = no_sums(ROWS, TILES)
     for index in gl.static_range(len(WIDTHS)):
         if width == WIDTHS[index]:
-            sums, at = _tile_sums(
+            sums, at = tile_sums(
                 sums, xs, ring, full, empty, scales, tile, last_tile, first, last, units_k, at, y_ptr.dtype.element_ty,
                 PART, WIDTHS[index], RULE, GROUP, ROWS, TILES, STAGES, HALVES, CODE,
             )  # fmt: skip
@@ -122,87 +116,6 @@ def _row_tile(
 
 
 @gluon.jit
-def _tile_sums(
-    sums, xs, ring, full, empty, scales, tile, last_tile, first, last, units_k, at,
-    DTYPE: gl.constexpr, PART: gl.constexpr, WIDTH: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr,
-    ROWS: gl.constexpr, TILES: gl.constexpr, STAGES: gl.constexpr, HALVES: gl.constexpr, CODE: gl.constexpr,
-):  # fmt: skip
-    """Sums, TILES times float32 [64, ROWS], plus those over units first to last, weights read at WIDTH; the next stages.
-
-    ``at`` has the stage of words and its phase, and those of x, of which a unit takes two.
-    """
-    BITS: gl.constexpr = bits_needed(WIDTH, RULE)
-    SUMS: gl.constexpr = sums_layout(WARPS, ROWS)
-    LEFT: gl.constexpr = gl.DotOperandLayout(0, SUMS, 2)
-    STEPS: gl.constexpr = 2 * TILES
-    slot, phase, x_slot, x_phase = at
-    end = last - 1
-    scale_words = tiles_scales(scales, tile, last_tile, first, units_k, GROUP, TILES)
-    next_scales = tiles_scales(scales, tile, last_tile, gl.minimum(first + 1, end), units_k, GROUP, TILES)
-    mbarrier.wait(full[0].index(slot), phase)
-    words = unit_words(ring, slot, PART * TILES, BITS)
-    weights = half_weights(words, scale_words[0], 0, DTYPE, WIDTH, RULE, GROUP, CODE, LEFT)
-    for unit in range(first, last):
-        later_scales = tiles_scales(scales, tile, last_tile, gl.minimum(unit + 2, end), units_k, GROUP, TILES)
-        x_slots = (2 * slot, 2 * slot + 1)
-        operands = (weights,)
-        for step in gl.static_range(STEPS):
-            if len(full) == 2 and step < 2:
-                x_slots = with_slot(x_slots, step, x_slot, 2)
-                mbarrier.wait(full[1].index(x_slot), x_phase)
-                x_slot, x_phase = next_stage(x_slot, x_phase, HALVES)
-            right = _first_rows(xs.index(x_slots[step % 2]), ROWS).permute((1, 0))
-            product = warpgroup_mma(operands[step], right, sums[step // 2], is_async=True)
-            sums = with_slot(sums, step // 2, product, TILES)
-            if ROWS >= 128 and step >= 1:
-                # Registers are short: the operand before this one gives its up.
-                waited = warpgroup_mma_wait(1, deps=sums + (operands[step],))
-                sums = _leading(waited, TILES)
-                operands = with_slot(operands, step, waited[TILES], step + 1)
-            if step + 1 < STEPS:
-                if step % 2 == 1:
-                    words = unit_words(ring, slot, PART * TILES + step // 2 + 1, BITS)
-                made = half_weights(words, scale_words[(step + 1) // 2], (step + 1) % 2, DTYPE, WIDTH, RULE, GROUP, CODE, LEFT)
-                operands = operands + (made,)
-        used = slot
-        slot, phase = next_stage(slot, phase, STAGES)
-        if unit < end:
-            mbarrier.wait(full[0].index(slot), phase)
-        words = unit_words(ring, slot, PART * TILES, BITS)
-        made = half_weights(words, next_scales[0], 0, DTYPE, WIDTH, RULE, GROUP, CODE, LEFT)
-        # Registers of an operand must stay as they are until the product is done.
-        in_flight = operands if ROWS < 128 else (operands[STEPS - 1],)
-        waited = warpgroup_mma_wait(0, deps=sums + in_flight + (made,))
-        sums = _leading(waited, TILES)
-        weights = waited[len(waited) - 1]
-        # All warps have read the stages.
-        barrier()
-        mbarrier.arrive(empty[0].index(used), count=1)
-        if len(empty) == 2:
-            mbarrier.arrive(empty[1].index(x_slots[0]), count=1)
-            mbarrier.arrive(empty[1].index(x_slots[1]), count=1)
-        scale_words, next_scales = next_scales, later_scales
-    return sums, (slot, phase, x_slot, x_phase)
-
-
-@gluon.jit
-def _first_rows(x, ROWS: gl.constexpr):
-    """The first ROWS rows of a stage of x."""
-    if x.shape[0] != ROWS:
-        x = x.slice(0, ROWS)
-    return x
-
-
-@gluon.jit
-def _leading(values, COUNT: gl.constexpr):
-    """The first COUNT of the values."""
-    result = ()
-    for index in gl.static_range(COUNT):
-        result = result + (values[index],)
-    return result
-
-
-@gluon.jit
 def _barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
     """Barriers that wait for so many arrivals."""
     barriers = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
@@ -221,10 +134,10 @@ def _wide_kernel(
     x_desc, token_profiles, profile_widths, plane0, plane1, plane2, plane3, plane4, scales, bias, y_ptr, workspace, locks,
     places, m, n, units_n, units_k, rows,
     WIDTHS: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, HAS_BIAS: gl.constexpr, SPLIT: gl.constexpr,
-    ROWS: gl.constexpr, BLOCK_M: gl.constexpr, TILES: gl.constexpr, STAGES: gl.constexpr, HALVES: gl.constexpr,
-    REGISTERS: gl.constexpr, PDL: gl.constexpr, CODE: gl.constexpr,
+    STREAM: gl.constexpr, ROWS: gl.constexpr, BLOCK_M: gl.constexpr, TILES: gl.constexpr, STAGES: gl.constexpr,
+    HALVES: gl.constexpr, REGISTERS: gl.constexpr, PDL: gl.constexpr, CODE: gl.constexpr,
 ):  # fmt: skip
-    """Grid: (SPLIT, tiles of outputs, row tiles), programs that share a tile side by side."""
+    """Grid: (SPLIT, tiles of outputs, row tiles), programs that share a tile side by side; with STREAM just programs."""
     BITS: gl.constexpr = bits_needed(_widest(WIDTHS), RULE)
     DTYPE: gl.constexpr = y_ptr.dtype.element_ty
     split, tile_n, row_tile = gl.program_id(0), gl.program_id(1), gl.program_id(2)
@@ -248,35 +161,65 @@ def _wide_kernel(
     fence_async_shared()
     barrier()
     # Two warpgroups multiply, each a tile of its own, and one more brings what they need.
-    gl.warp_specialize(
-        [
-            (
-                _consume,
+    if STREAM:
+        tiles = (units_n + WARPS * TILES * _GROUPS - 1) // (WARPS * TILES * _GROUPS)
+        gl.warp_specialize(
+            [
                 (
-                    xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, places, rows_of_widths, tile, last_tile,
-                    split, row_tile, row_step, first_lock, first, last, n, units_k,
-                    gl.constexpr(0), WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, BLOCK_M, TILES, STAGES, HALVES, PDL, CODE,
+                    consume_range,
+                    (
+                        xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, m, tiles, last_tile, n, units_k,
+                        gl.constexpr(0), WIDTHS, RULE, GROUP, HAS_BIAS, BLOCK_M, TILES, STAGES, HALVES, PDL, CODE,
+                    ),
                 ),
-            ),
-            (
-                _consume,
                 (
-                    xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, places, rows_of_widths, tile, last_tile,
-                    split, row_tile, row_step, first_lock, first, last, n, units_k,
-                    gl.constexpr(1), WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, BLOCK_M, TILES, STAGES, HALVES, PDL, CODE,
+                    consume_range,
+                    (
+                        xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, m, tiles, last_tile, n, units_k,
+                        gl.constexpr(1), WIDTHS, RULE, GROUP, HAS_BIAS, BLOCK_M, TILES, STAGES, HALVES, PDL, CODE,
+                    ),
                 ),
-            ),
-            (
-                bring,
                 (
-                    xs, ring, full, empty, x_desc, plane0, plane1, plane2, plane3, plane4, rows_of_widths, tile, last_tile,
-                    row_tile, row_step, first, last, units_k, WIDTHS, RULE, BLOCK_M, TILES * _GROUPS, STAGES, HALVES, PDL,
+                    bring_range,
+                    (
+                        xs, ring, full, empty, x_desc, plane0, plane1, plane2, plane3, plane4, tiles, last_tile, units_k,
+                        WIDTHS, RULE, BLOCK_M, TILES * _GROUPS, STAGES, HALVES, PDL,
+                    ),
                 ),
-            ),
-        ],
-        [WARPS] * 2,
-        REGISTERS,
-    )  # fmt: skip
+            ],
+            [WARPS] * 2,
+            REGISTERS,
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (
+                    _consume,
+                    (
+                        xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, places, rows_of_widths, tile, last_tile,
+                        split, row_tile, row_step, first_lock, first, last, n, units_k,
+                        gl.constexpr(0), WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, BLOCK_M, TILES, STAGES, HALVES, PDL, CODE,
+                    ),
+                ),
+                (
+                    _consume,
+                    (
+                        xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, places, rows_of_widths, tile, last_tile,
+                        split, row_tile, row_step, first_lock, first, last, n, units_k,
+                        gl.constexpr(1), WIDTHS, RULE, GROUP, HAS_BIAS, SPLIT, BLOCK_M, TILES, STAGES, HALVES, PDL, CODE,
+                    ),
+                ),
+                (
+                    bring,
+                    (
+                        xs, ring, full, empty, x_desc, plane0, plane1, plane2, plane3, plane4, rows_of_widths, tile, last_tile,
+                        row_tile, row_step, first, last, units_k, WIDTHS, RULE, BLOCK_M, TILES * _GROUPS, STAGES, HALVES, PDL,
+                    ),
+                ),
+            ],
+            [WARPS] * 2,
+            REGISTERS,
+        )  # fmt: skip
 
 
 _multiplying = Launcher(_wide_kernel)
@@ -324,23 +267,27 @@ def wide_gemm(
     programs_m = -(-m // config.block_m)
     block_n = config.block_n
     tiles_n = -(-units_n * UNIT_N // block_n)
-    workspace = y
-    if split > 1:
+    workspace, grid = y, (split, tiles_n, programs_m)
+    stream = config.programs > 0 and row_tiles == 1
+    if stream:
+        grid = (min(config.programs, tiles_n * units_k, len(locks) // GROUPS), 1, 1)
+        workspace = y.new_empty((grid[0], config.block_m, block_n), dtype=torch.float32)
+    elif split > 1:
         workspace = y.new_empty((tiles_n * row_tiles, split, config.block_m, block_n), dtype=torch.float32)
     given = [*planes, *[planes[0]] * (len(PLANE_WIDTHS) - len(planes))]
     x = TensorDescriptor.from_tensor(arranged.x, [config.block_m, 64], _layout_of_x(config.block_m, y.dtype))
     _multiplying.launch(
         (y.dtype, scales.dtype, None if bias is None else bias.dtype, y.device, n, units_n),
-        (split, tiles_n, programs_m),
+        grid,
         (
             x, token_profiles, profile_widths, *given, scales, y if bias is None else bias, y, workspace, locks,
             token_profiles if arranged.row_places is None else arranged.row_places, m, n, units_n, units_k, rows,
         ),
         {
-            "WIDTHS": tuple(widths), "RULE": rule, "GROUP": group_size, "HAS_BIAS": bias is not None, "SPLIT": split,
-            "ROWS": max(power_of_two(m), 128) if len(widths) > 1 else 1, "BLOCK_M": config.block_m,
-            "TILES": config.tiles, "STAGES": config.stages, "HALVES": config.halves, "REGISTERS": REGISTERS, "PDL": config.pdl,
-            "CODE": WideCode.of(y.dtype),
+            "WIDTHS": tuple(widths), "RULE": rule, "GROUP": group_size, "HAS_BIAS": bias is not None,
+            "SPLIT": 1 if stream else split, "STREAM": stream, "ROWS": max(power_of_two(m), 128) if len(widths) > 1 else 1,
+            "BLOCK_M": config.block_m, "TILES": config.tiles, "STAGES": config.stages, "HALVES": config.halves,
+            "REGISTERS": REGISTERS, "PDL": config.pdl, "CODE": WideCode.of(y.dtype),
         },
         num_warps=4, launch_pdl=config.pdl,
     )  # fmt: skip

@@ -55,6 +55,9 @@ class WideConfig:
     halves: int = 8
     """Halves of units whose x it has room for. If twice ``stages``, x and words of a unit come and go together: fewer waits."""
 
+    programs: int = 0
+    """If not 0: as many programs have equal shares of all tiles, instead of a split K, where rows of one width are one tile."""
+
     pdl: bool = True
     """Whether the kernel may start before the one before it ends."""
 

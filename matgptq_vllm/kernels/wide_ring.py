@@ -41,7 +41,7 @@ def _copy_words(to, plane, tile, last_tile, unit, units_k, COUNT: gl.constexpr, 
 
 
 @gluon.jit
-def _copy_unit(ring, planes, tile, last_tile, unit, units_k, slot, BITS: gl.constexpr, TILES: gl.constexpr):
+def copy_unit(ring, planes, tile, last_tile, unit, units_k, slot, BITS: gl.constexpr, TILES: gl.constexpr):
     """Start to copy words of a unit to a slot."""
     _copy_words(ring[0].index(slot), planes[0], tile, last_tile, unit, units_k, 4, TILES)
     if BITS >= 3:
@@ -68,7 +68,7 @@ def bring(
         if width == WIDTHS[index]:
             for stage in gl.static_range(STAGES):
                 if first + stage < last:
-                    _copy_unit(
+                    copy_unit(
                         ring, planes, tile, last_tile, first + stage, units_k, stage, bits_needed(WIDTHS[index], RULE), TILES
                     )
                     async_copy.mbarrier_arrive(full[0].index(stage), increment_count=False)
@@ -82,7 +82,7 @@ def bring(
     while width != 0:
         for index in gl.static_range(len(WIDTHS)):
             if width == WIDTHS[index]:
-                at = _bring_row_tile(
+                at = bring_row_tile(
                     xs, ring, full, empty, x_desc, planes, tile, last_tile, row_tile * BLOCK_M, first, last, ahead, units_k, at,
                     bits_needed(WIDTHS[index], RULE), BLOCK_M, TILES, STAGES, HALVES,
                 )  # fmt: skip
@@ -92,7 +92,7 @@ def bring(
 
 
 @gluon.jit
-def _bring_row_tile(
+def bring_row_tile(
     xs, ring, full, empty, x_desc, planes, tile, last_tile, first_row, first, last, ahead, units_k, at,
     BITS: gl.constexpr, BLOCK_M: gl.constexpr, TILES: gl.constexpr, STAGES: gl.constexpr, HALVES: gl.constexpr,
 ):  # fmt: skip
@@ -105,7 +105,7 @@ def _bring_row_tile(
             for half in gl.static_range(2):
                 load_tile(x_desc, [first_row, unit * 128 + half * 64], full[0].index(slot), xs.index(slot * 2 + half))
             if unit >= ahead:
-                _copy_unit(ring, planes, tile, last_tile, unit, units_k, slot, BITS, TILES)
+                copy_unit(ring, planes, tile, last_tile, unit, units_k, slot, BITS, TILES)
                 async_copy.mbarrier_arrive(full[0].index(slot), increment_count=False)
             slot, phase = next_stage(slot, phase, STAGES)
     else:
@@ -116,7 +116,7 @@ def _bring_row_tile(
             if unit < last:
                 if unit >= ahead:
                     mbarrier.wait(empty[0].index(slot), phase)
-                    _copy_unit(ring, planes, tile, last_tile, unit, units_k, slot, BITS, TILES)
+                    copy_unit(ring, planes, tile, last_tile, unit, units_k, slot, BITS, TILES)
                     async_copy.mbarrier_arrive(full[0].index(slot), increment_count=False)
                 slot, phase = next_stage(slot, phase, STAGES)
             if step >= first:

@@ -22,7 +22,7 @@ from matgptq_vllm.kernels.wide_ptx import WideCode
 
 POINTERS = {"token_profiles": "*i32", "profile_widths": "*i32", **{f"plane{index}": "*i32" for index in range(5)}}
 
-def compiled(widths, group, block_m, tiles, split, dtype, scales, rule="curved", bias=True):
+def compiled(widths, group, block_m, tiles, split, dtype, scales, rule="curved", bias=True, stream=False):
     y, block, config = "*" + dtype, [block_m, 64], wide_config(block_m, 4096, 4096, 132)
     layout = gl.NVMMASharedLayout.get_default_for(block, gl.bfloat16 if dtype == "bf16" else gl.float16)
     signature = dict(
@@ -30,8 +30,8 @@ def compiled(widths, group, block_m, tiles, split, dtype, scales, rule="curved",
         locks="*i32", places="*i32", m="i32", n="i32", units_n="i32", units_k="i32", rows="i32",
     )
     constants = dict(
-        WIDTHS=widths, RULE=rule, GROUP=group, HAS_BIAS=bias, SPLIT=split, ROWS=256, BLOCK_M=block_m, TILES=tiles,
-        STAGES=config.stages, HALVES=config.halves, REGISTERS=REGISTERS, PDL=True,
+        WIDTHS=widths, RULE=rule, GROUP=group, HAS_BIAS=bias, SPLIT=split, STREAM=stream, ROWS=256, BLOCK_M=block_m,
+        TILES=tiles, STAGES=config.stages, HALVES=config.halves, REGISTERS=REGISTERS, PDL=True,
         CODE=WideCode("bf16" if dtype == "bf16" else "f16"),
     )
     unknown = ("x_desc", "m", "units_n", "units_k", "rows")
@@ -45,6 +45,7 @@ for case in (
     ((8,), -1, 256, 1, 1, "bf16", "fp32", "round", False),
     ((2, 4), 32, 32, 1, 1, "fp16", "fp32"),
     ((3,), 64, 64, 2, 1, "bf16", "bf16", "nested"),
+    ((4,), 128, 128, 2, 1, "bf16", "bf16", "curved", False, True),
 ):
     kernel = compiled(*case)
     ptx = kernel.asm["ptx"]
@@ -93,8 +94,11 @@ for m in (1, 33, 100, 257, 700):
     # In a replica of one width, the last one asked for; its rows are read where they are.
     alone, own = torch.zeros_like(mixed), torch.full_like(y, float("nan"))
     where = as_it_is(x, config.block_m)
-    wide_gemm(where, own, layer.planes, layer.scales, alone, table[2:], (4,), group, rule, config, layer.locks, bias)
-    found[f"{m} alone"] = ((own.double() - expected).norm(dim=1) / expected.norm(dim=1)).max().item()
+    for programs in (0, 1, 5, 132):
+        given = (alone, table[2:], (4,), group, rule, replace(config, programs=programs), layer.locks, bias)
+        wide_gemm(where, own.fill_(float("nan")), layer.planes, layer.scales, *given)
+        assert not layer.locks.any()
+        found[f"{m} alone {programs}"] = ((own.double() - expected).norm(dim=1) / expected.norm(dim=1)).max().item()
 print(json.dumps(found))
 """
 
@@ -106,7 +110,7 @@ def test_it_compiles_to_asynchronous_products_and_fits_into_shared_memory(tmp_pa
     subprocess.run([sys.executable, "-c", COMPILE, path], check=True, timeout=300)
     with open(path) as file:
         found = json.load(file)
-    assert len(found) == 4
+    assert len(found) == 5
     for products, shared, serialized in found.values():
         assert products >= 8
         assert shared <= 227 << 10
@@ -133,5 +137,5 @@ def test_every_row_is_within_a_hundredth_of_float64(
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found) == 15
+    assert len(found) == 30
     assert {case: error for case, error in found.items() if not error < 1e-2} == {}

@@ -1,0 +1,138 @@
+"""The wide product (kernels.wide) in equal shares: a program has a range of the units of all tiles, one tile after the other.
+
+So no program is idle while others compute a last tile (stream-K, Osama et al. 2023). It is for rows that are one tile, of one
+width. Where a range begins within a tile, the program leaves its sums of that tile for the one that has the tile's first unit,
+which comes to it last: by then they are there. Ranges are dealt out from the last to the first, so that nobody waits for a
+program that is started later.
+"""
+
+# Gluon has no unpacking inside a tuple.
+# ruff: noqa: RUF005
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import async_copy
+
+from matgptq_vllm.kernels.gluon_names import barrier, let_next_start, wait_for_others
+from matgptq_vllm.kernels.lanes import bits_needed
+from matgptq_vllm.kernels.wide_config import GROUPS
+from matgptq_vllm.kernels.wide_layouts import WARPS, sums_layout
+from matgptq_vllm.kernels.wide_output import write_tile
+from matgptq_vllm.kernels.wide_ring import bring_row_tile, copy_unit
+from matgptq_vllm.kernels.wide_sums import no_sums, tile_sums
+
+_GROUPS = gl.constexpr(GROUPS)
+
+
+@gluon.jit
+def _own_range():
+    """Number of this program's range."""
+    return gl.num_programs(0) - 1 - gl.program_id(0)
+
+
+@gluon.jit
+def _start(number, tiles, units_k):
+    """First unit of a range, counted over all tiles; that of the next one is its end."""
+    return number * (tiles * units_k) // gl.num_programs(0)
+
+
+@gluon.jit
+def consume_range(
+    xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, m, tiles, last_tile, n, units_k,
+    PART: gl.constexpr, WIDTHS: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, HAS_BIAS: gl.constexpr,
+    BLOCK_M: gl.constexpr, TILES: gl.constexpr, STAGES: gl.constexpr, HALVES: gl.constexpr, PDL: gl.constexpr,
+    CODE: gl.constexpr,
+):  # fmt: skip
+    """Multiply a warpgroup's outputs of one tile after the other; store sums, or leave them for who has the tile's start."""
+    SIZE: gl.constexpr = BLOCK_M * 16 * WARPS * TILES
+    own = _own_range()
+    unit, end = _start(own, tiles, units_k), _start(own + 1, tiles, units_k)
+    at = (0, 0, 0, 0)
+    while unit < end:
+        number = unit // units_k
+        end_of_tile = (number + 1) * units_k
+        first, last = unit % units_k, gl.minimum(end, end_of_tile) - number * units_k
+        tile = (number * _GROUPS + PART) * (TILES * WARPS)
+        sums, at = tile_sums(
+            no_sums(BLOCK_M, TILES), xs, ring, full, empty, scales, tile, last_tile, first, last, units_k, at,
+            y_ptr.dtype.element_ty, PART, WIDTHS[0], RULE, GROUP, BLOCK_M, TILES, STAGES, HALVES, CODE,
+        )  # fmt: skip
+        if PDL:
+            # The kernel before this one may still write or read what is written here.
+            wait_for_others()
+        if first > 0:
+            slot = own * _GROUPS + PART
+            _leave(sums, workspace + slot.to(gl.int64) * SIZE, BLOCK_M, TILES)
+            barrier()
+            gl.atomic_add(locks + slot, 1, sem="release")
+        else:
+            other = own + 1
+            while _start(other, tiles, units_k) < end_of_tile:
+                slot = other * _GROUPS + PART
+                there = gl.atomic_add(locks + slot, 0, sem="acquire")
+                while there == 0:
+                    there = gl.atomic_add(locks + slot, 0, sem="acquire")
+                sums = _with_share(sums, workspace + slot.to(gl.int64) * SIZE, BLOCK_M, TILES)
+                gl.store(locks + slot, 0)
+                other += 1
+            write_tile(sums, scales, bias, y_ptr, locks, tile, 0, m, n, WIDTHS, RULE, GROUP, HAS_BIAS, BLOCK_M, TILES)
+        unit += last - first
+
+
+@gluon.jit
+def _places(BLOCK_M: gl.constexpr):
+    """Where a share has sums, [64, BLOCK_M]: a lane's pairs are adjacent. Those of rows that do not exist are 0."""
+    SUMS: gl.constexpr = sums_layout(WARPS, BLOCK_M)
+    output = gl.arange(0, 16 * WARPS, layout=gl.SliceLayout(1, SUMS))
+    row = gl.arange(0, BLOCK_M, layout=gl.SliceLayout(0, SUMS))
+    return output[:, None] * BLOCK_M + row[None, :]
+
+
+@gluon.jit
+def _leave(sums, share, BLOCK_M: gl.constexpr, TILES: gl.constexpr):
+    places = _places(BLOCK_M)
+    for part in gl.static_range(TILES):
+        gl.store(share + (places + part * 16 * WARPS * BLOCK_M), sums[part])
+
+
+@gluon.jit
+def _with_share(sums, share, BLOCK_M: gl.constexpr, TILES: gl.constexpr):
+    places = _places(BLOCK_M)
+    result = ()
+    for part in gl.static_range(TILES):
+        left = gl.load(share + (places + part * 16 * WARPS * BLOCK_M), cache_modifier=".cg")
+        result = result + (sums[part] + left,)
+    return result
+
+
+@gluon.jit
+def bring_range(
+    xs, ring, full, empty, x_desc, plane0, plane1, plane2, plane3, plane4, tiles, last_tile, units_k,
+    WIDTHS: gl.constexpr, RULE: gl.constexpr, BLOCK_M: gl.constexpr, TILES: gl.constexpr, STAGES: gl.constexpr,
+    HALVES: gl.constexpr, PDL: gl.constexpr,
+):  # fmt: skip
+    """As ``wide_ring.bring``, for the units of a range."""
+    BITS: gl.constexpr = bits_needed(WIDTHS[0], RULE)
+    planes = (plane0, plane1, plane2, plane3, plane4)
+    own = _own_range()
+    unit, end = _start(own, tiles, units_k), _start(own + 1, tiles, units_k)
+    first = unit % units_k
+    for stage in gl.static_range(STAGES):
+        if (first + stage < units_k) & (unit + stage < end):
+            copy_unit(ring, planes, unit // units_k * (TILES * WARPS), last_tile, first + stage, units_k, stage, BITS, TILES)
+            async_copy.mbarrier_arrive(full[0].index(stage), increment_count=False)
+    if PDL:
+        # Weights are older than any kernel that may still run; x is not.
+        wait_for_others()
+        let_next_start()
+    # The first stages are free: the wait for the phase before the first returns at once.
+    at = (0, 1, 0, 1)
+    ahead = first + STAGES
+    while unit < end:
+        first, last = unit % units_k, gl.minimum(end - unit // units_k * units_k, units_k)
+        at = bring_row_tile(
+            xs, ring, full, empty, x_desc, planes, unit // units_k * (TILES * WARPS), last_tile, 0, first, last, ahead, units_k,
+            at, BITS, BLOCK_M, TILES, STAGES, HALVES,
+        )  # fmt: skip
+        ahead = 0
+        unit += last - first
