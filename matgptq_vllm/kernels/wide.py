@@ -7,9 +7,9 @@ x to shared memory, some units of K ahead (kernels.wide_ring), and two multiply,
 other by mbarriers, so that the two that multiply need not keep step.
 
 The layout of planes (kernels.layout) is that of the products for fewer rows: a warp's part of the left operand is the same
-for both kinds of tensor core products. x has been arranged for it (kernels.arrange). Widths are looked up on the device: row
-tiles have rows of one width each (kernels.wide_rows), and there are as many programs as row tiles of a batch of one width;
-they take further row tiles of a mixed batch in turns. Or they have equal shares of all tiles (kernels.wide_stream).
+for both kinds of tensor core products. Rows of a mixed batch have been arranged (kernels.arrange). Widths are looked up on the
+device: row tiles have rows of one width each (kernels.wide_rows), and there are as many programs as row tiles of a batch of
+one width; they take further row tiles of a mixed batch in turns. Or they have equal shares of all tiles (kernels.wide_stream).
 
 Written in Gluon, Triton's language of explicit layouts, because registers and shared memory have to be laid out as said.
 """
