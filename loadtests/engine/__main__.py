@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtests import tables
-from loadtests.engine import plot, processes, report
+from loadtests.engine import kernel_times, plot, processes, report
 from loadtests.engine.folders import write_parent, write_peer
 from loadtests.engine.measure import Plan
 from loadtests.engine.shapes import SHAPES, Shape
@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plot.draw(results, given.out / "report.png")
         print(tables.aligned(report.cells(results)))
         print(tables.aligned(report.ratio_cells(results)))
+        for name, batch, times in report.profiles(results):
+            print(f"\n{name}, batch {batch}:\n{tables.aligned(kernel_times.cells(times))}")
     return int(failed > 0)
 
 
@@ -88,7 +90,7 @@ def _plan(variant: str, given: argparse.Namespace) -> Plan:
     return Plan(
         variant, str(given.out.absolute() / f"model-{variant}"), batches, widths, given.tokens, given.prompt_len,
         given.prefill_len, given.prefill_prompts, alone, given.max_model_len, given.repeats, given.eager,
-        SHAPES[given.shape].vocabulary, given.kv_cache_gib if given.together else None,
+        SHAPES[given.shape].vocabulary, given.kv_cache_gib if given.together else None, given.profile,
     )  # fmt: skip
 
 
@@ -127,6 +129,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-model-len", type=int, default=4096, help="of all engines (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=2, help="runs of which the median counts (default: %(default)s)")
     parser.add_argument("--eager", action="store_true", help="neither compile nor capture CUDA graphs")
+    parser.add_argument(
+        "--profile", action="store_true", help="see also what a decode step runs on the device, by torch's profiler"
+    )
     parser.add_argument("--together", action="store_true", help="start all engines at once, measure one after the other")
     parser.add_argument(
         "--kv-cache-gib", type=float, default=8.0, help="KV cache of each engine with --together (default: %(default)s)"

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar, TextIO
 
+from loadtests.engine import kernel_times
 from loadtests.engine.variants import OURS_COMMON, PEERS, precisions
 from matgptq_vllm.core.precision import XARGS_KEY, uniform_width
 from matgptq_vllm.core.replica import ReplicaOptions
@@ -41,6 +42,8 @@ class Plan:
     vocabulary: int
     kv_cache_gib: float | None
     """Memory of the KV cache; None: what vLLM finds free, which works for one engine at a time only."""
+    profile: bool = False
+    """Whether to see also what a decode step's time on the device goes to."""
 
     WARM_TOKENS: ClassVar[int] = 32
     """Tokens of the shorter run: enough that all requests of the largest batch have arrived before it ends."""
@@ -145,9 +148,24 @@ def measure(plan: Plan, wait: Callable[[], None]) -> dict[str, Any]:
             "prefill_tokens_per_s": prefill_tokens_per_s(generate, plan),
             "alone_ms": {str(tokens): alone_ms(generate, plan, tokens) for tokens in plan.alone},
         }
+        if plan.profile:
+            row["kernels"] = {
+                str(batch): _kernels_per_step(engine, generate, plan, batch)
+                for batch in plan.batches if batch >= len(names or [""])
+            }  # fmt: skip
         result["rows"].append(row)
         print(f"measured: {json.dumps(row)}", flush=True)
     return result
+
+
+def _kernels_per_step(engine: Any, generate: Generate, plan: Plan, batch: int) -> kernel_times.Times:
+    """What a decode step of ``batch`` requests runs on the device."""
+    runs = []
+    for tokens in (plan.WARM_TOKENS, plan.WARM_TOKENS + plan.tokens):
+        engine.collective_rpc("begin_profile")
+        generate(batch, plan.prompt_len, tokens)
+        runs.append(engine.collective_rpc("end_profile")[0])
+    return kernel_times.per_step(runs[0], runs[1], plan.tokens)
 
 
 def engine_options(plan: Plan) -> dict[str, Any]:

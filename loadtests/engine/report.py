@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loadtests.engine.kernel_times import Times
 from loadtests.engine.variants import OURS, OURS_COMMON
 
 Row = Mapping[str, Any]
@@ -43,6 +44,11 @@ TARGETS = tuple(
 def rows(results: Sequence[Mapping[str, Any]]) -> dict[str, Row]:
     """All rows of all engines, by name."""
     return {row["name"]: row for result in results for row in result["rows"]}
+
+
+def profiles(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, Times]]:
+    """(row, batch, what a step runs on the device), where that was asked."""
+    return [(name, batch, times) for name, row in rows(results).items() for batch, times in row.get("kernels", {}).items()]
 
 
 def batches(found: Mapping[str, Row]) -> list[int]:

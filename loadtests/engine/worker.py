@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from loadtests.engine import kernel_times
+
 
 class MeasuredWorker:
     """Methods for ``collective_rpc``; vLLM mixes them into its worker."""
@@ -29,6 +31,18 @@ class MeasuredWorker:
             "kernels": sorted(kernels),
             "runner": f"{type(self.model_runner).__module__}.{type(self.model_runner).__name__}",
         }
+
+    def begin_profile(self) -> None:
+        """Watch what runs on the device."""
+        self._profiler = kernel_times.profiler()
+        self._profiler.start()
+
+    def end_profile(self) -> kernel_times.Times:
+        """What has run since."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._profiler.stop()
+        return kernel_times.times_of(self._profiler)
 
 
 def _has_kernel(module: Any) -> bool:

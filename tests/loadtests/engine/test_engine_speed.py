@@ -98,7 +98,7 @@ def test_engines_are_measured_one_after_the_other(
         monkeypatch.setitem(os.environ, name, value)
     short = ["--tokens", "16", "--prompt-len", "8", "--prefill-len", "32", "--prefill-prompts", "2", "--max-model-len", "128"]
     short += ["--alone", "16,32"]
-    options = ["--shape", "tiny", "--eager", "--batches", "2", "--widths", "4,mix48", "--repeats", "1", *short]
+    options = ["--shape", "tiny", "--eager", "--batches", "2", "--widths", "4,mix48", "--repeats", "1", "--profile", *short]
     assert main(["--out", str(tmp_path), "--variants", "ours,bf16", "--together", *options]) == 0
     # Started before either was measured, and measured in order.
     written = [(tmp_path / name).stat().st_mtime for name in ("bf16.plan.json", "ours.json", "bf16.json")]
@@ -111,4 +111,7 @@ def test_engines_are_measured_one_after_the_other(
     assert "| 16 tokens ms | 32 tokens ms |" in (tmp_path / "report.md").read_text()
     assert all(time > 0 for result in results for row in result["rows"] for time in row["alone_ms"].values())
     # The report is of all engines that were measured alike, whichever run did it.
-    assert "ours 4" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "ours 4, batch 2:" in said
+    assert "aten::" in said
+    assert all(us > 0 for result in results for row in result["rows"] for us, _ in list(row["kernels"]["2"].values())[:3])
