@@ -97,7 +97,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *PLAIN_CORE, f"{CORE}.checkpoint_writer", "loadtests.engine", "torch", "safetensors", "tokenizers", "transformers",
     ),
     "loadtests.engine.measure": (*PLAIN_CORE, "loadtests.engine", "torch", "vllm"),
-    "loadtests.engine.worker": ("torch",),
+    "loadtests.engine.worker": ("loadtests.engine.kernel_times", "torch"),
     "loadtests.metrics_text": ("prometheus_client",),
     "loadtests.timeline": ("loadtests", "httpx", "matplotlib"),
     "loadtests.soak": ("loadtests", "torch", "vllm"),

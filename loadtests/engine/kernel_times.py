@@ -1,35 +1,12 @@
-"""Where a decode step's time goes: what runs on the device, by name, from torch's profiler."""
+"""Where a decode step's time goes: what runs on the device, by name."""
 
 from collections.abc import Mapping
-from typing import Any
-
-import torch
 
 Times = Mapping[str, tuple[float, float]]
 """Name of what runs on the device -> microseconds, and how often it ran."""
 
-NAME_LENGTH = 72
-"""Of a kernel's name, what is kept: those of templates go on for lines."""
-
 SHOWN = 12
 """Kernels that a table has, at most; the rest is one line."""
-
-
-def profiler() -> Any:
-    """A profiler of the device; of operators where there is no GPU."""
-    activity = torch.profiler.ProfilerActivity.CUDA if torch.cuda.is_available() else torch.profiler.ProfilerActivity.CPU
-    return torch.profiler.profile(activities=[activity])
-
-
-def times_of(profile: Any) -> dict[str, tuple[float, float]]:
-    """What a profiler that has stopped has seen."""
-    found: dict[str, tuple[float, float]] = {}
-    for event in profile.key_averages():
-        us = event.self_device_time_total if torch.cuda.is_available() else event.self_cpu_time_total
-        name = event.key[:NAME_LENGTH]
-        before = found.get(name, (0.0, 0.0))
-        found[name] = (before[0] + us, before[1] + event.count)
-    return found
 
 
 def per_step(short: Times, long: Times, steps: int) -> dict[str, tuple[float, float]]:
