@@ -140,19 +140,15 @@ def measure(plan: Plan, wait: Callable[[], None]) -> dict[str, Any]:
         # The first call of a kind compiles kernels, outside of CUDA graphs.
         generate(max(plan.batches), plan.prompt_len, 2)
         generate(2, plan.prefill_len, 1)
+        batches = [batch for batch in plan.batches if batch >= len(names or [""])]
         row = {
             "name": f"{plan.variant} {name}" if name else plan.variant,
-            "decode_ms": {
-                str(batch): decode_ms(generate, plan, batch) for batch in plan.batches if batch >= len(names or [""])
-            },
+            "decode_ms": {str(batch): decode_ms(generate, plan, batch) for batch in batches},
             "prefill_tokens_per_s": prefill_tokens_per_s(generate, plan),
             "alone_ms": {str(tokens): alone_ms(generate, plan, tokens) for tokens in plan.alone},
         }
         if plan.profile:
-            row["kernels"] = {
-                str(batch): _kernels_per_step(engine, generate, plan, batch)
-                for batch in plan.batches if batch >= len(names or [""])
-            }  # fmt: skip
+            row["kernels"] = {str(batch): _kernels_per_step(engine, generate, plan, batch) for batch in batches}
         result["rows"].append(row)
         print(f"measured: {json.dumps(row)}", flush=True)
     return result

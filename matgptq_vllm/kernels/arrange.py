@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from matgptq_vllm.kernels.gemm import readable
+from matgptq_vllm.kernels.gemm import readable, widths_of
 from matgptq_vllm.kernels.launch import Launcher, power_of_two
 from matgptq_vllm.kernels.layout import UNIT_K, padded
 
@@ -41,8 +41,9 @@ def _arrange_kernel(
     unit, block = tl.program_id(0), tl.program_id(1)
     rows = block * BLOCK + tl.arange(0, BLOCK)
     others = tl.arange(0, ROWS)
-    widths = _widths_of(token_profiles, profile_widths, rows, m)
-    widths_of_all = _widths_of(token_profiles, profile_widths, others, m)
+    # No width is done: the argument that would name it is not read.
+    widths, exists = widths_of(token_profiles, profile_widths, profile_widths, rows, rows < m, False)
+    widths_of_all, _ = widths_of(token_profiles, profile_widths, profile_widths, others, others < m, False)
     before = (widths_of_all[None, :] == widths[:, None]) & (others[None, :] < rows[:, None])
     place = tl.sum(before.to(tl.int32), 1)
     if PDL:
@@ -58,20 +59,12 @@ def _arrange_kernel(
         if (unit == 0) & (block == 0):
             tl.store(row_places + start + count + tail, -1, mask=start + count + tail < end)
         start = end
-    exists = rows < m
     if unit == 0:
         tl.store(row_places + place, rows, mask=exists)
     columns = unit * _UNIT_K + tl.arange(0, _UNIT_K)
     mask = exists[:, None] & (columns < k)[None, :]
     x = tl.load(x_ptr + rows[:, None].to(tl.int64) * stride_x + columns[None, :], mask=mask)
     tl.store(arranged + place[:, None].to(tl.int64) * stride + columns[None, :], x, mask=mask)
-
-
-@triton.jit
-def _widths_of(token_profiles, profile_widths, rows, m):
-    """Widths of rows, 0 of those that do not exist."""
-    profiles = tl.load(token_profiles + rows, mask=rows < m, other=0)
-    return tl.load(profile_widths + profiles, mask=rows < m, other=0)
 
 
 _arranging = Launcher(_arrange_kernel)

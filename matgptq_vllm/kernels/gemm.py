@@ -79,7 +79,7 @@ def _program_sums(
     if PDL:
         # Weights are older than any kernel that may still run; x is not.
         gdc_wait()
-        # As kernels.gluon_names.let_next_start says, only now.
+        # Only now, as kernels.gluon_names.wait_and_let_next_start says.
         gdc_launch_dependents()
     ahead = _load_x(x_ptr, lane_rows, unit, last, lane, k, stride_x, EVEN_K, TILES_M)
     steps = tl.cdiv(last - first, WARPS * DEPTH)

@@ -12,16 +12,17 @@ load_tile = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_glo
 
 
 @gluon.jit
-def let_next_start():
-    """Let the next kernel start before this one ends; it waits where it says so (programmatic dependent launch).
-
-    Called after ``wait_for_others`` only: then no more than two kernels run at once, and whatever the next one reads before it
-    waits, the step's data and what earlier kernels have left, is there. Kernels of torch.compile rely on that.
-    """
-    gl.inline_asm_elementwise("griddepcontrol.launch_dependents; // $0", "=r", (), gl.int32, False, 1)
-
-
-@gluon.jit
 def wait_for_others():
     """Wait for the end of the kernel before this one: of what it may write, nothing is read before, nor written."""
     gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", (), gl.int32, False, 1)
+
+
+@gluon.jit
+def wait_and_let_next_start():
+    """As ``wait_for_others``; then let the next kernel start before this one ends (programmatic dependent launch).
+
+    Not before the wait: so no more than two kernels run at once, and whatever the next one reads before it waits itself, the
+    step's data and what earlier kernels have left, is there. Kernels of torch.compile rely on that.
+    """
+    wait_for_others()
+    gl.inline_asm_elementwise("griddepcontrol.launch_dependents; // $0", "=r", (), gl.int32, False, 1)

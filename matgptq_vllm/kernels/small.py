@@ -24,7 +24,7 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from matgptq_vllm.core.slicing import SliceRule
 from matgptq_vllm.kernels.digits_ptx import SmallCode
 from matgptq_vllm.kernels.gemm import alone, load_tile, readable, with_slot
-from matgptq_vllm.kernels.gluon_names import barrier, let_next_start, wait_for_others
+from matgptq_vllm.kernels.gluon_names import barrier, wait_and_let_next_start
 from matgptq_vllm.kernels.lanes import bits_needed, factor, load_four, load_two
 from matgptq_vllm.kernels.layout import PLANE_WIDTHS, UNIT_N
 from matgptq_vllm.kernels.small_config import SmallConfig
@@ -102,8 +102,7 @@ def _compute(
         )  # fmt: skip
     if PDL:
         # Weights are older than any kernel that may still run; x is not.
-        wait_for_others()
-        let_next_start()
+        wait_and_let_next_start()
     copy_x(xs, x_ptr, m, first, last, k, stride_x, ROWS, WARPS, ROOM)
     async_copy.wait_group(0)
     barrier()
@@ -385,7 +384,7 @@ def small_gemm(
         m, n, n_padded, k, units_k, x.stride(0),
         WIDTHS=tuple(widths), RULE=rule, GROUP=group_size, HAS_BIAS=bias is not None, SPLIT=split, ROWS=config.rows,
         TILES=config.tiles, SHARES=config.shares, SHARE=-(-units_k // split), EVEN=even, DEPTHS=depths,
-        TURNS=-(-groups // programs) if split > 1 else 1, PDL=config.pdl, CODE=SmallCode.of(x.dtype),
+        TURNS=config.turns(n) if split > 1 else 1, PDL=config.pdl, CODE=SmallCode.of(x.dtype),
         num_warps=config.num_warps, maxnreg=config.max_registers, launch_pdl=config.pdl,
     )  # fmt: skip
     return y

@@ -29,7 +29,8 @@ UNITS = {1: 64, 4: 32, 8: 14, 16: 14, 32: 7}
 """Rows -> units of K that a program makes ready, at most: meanwhile no weights are read."""
 
 _ADDING = {1: 1.0, 4: 0.15, 8: 0.15, 16: 0.15, 32: 0.15}
-"""Rows -> by how much longer programs take that take turns and share K: sums have to be added up, by measurement."""
+"""Rows -> by how much longer programs take that take turns and share K, as sums have to be added up: measured for 4 to 16 rows.
+A single row's programs never do both."""
 
 _DEPTHS = {2: 4, 3: 4, 4: 4, 6: 2, 8: 2}
 _DEEP_UNITS = 16
@@ -68,6 +69,10 @@ class SmallConfig:
     def num_warps(self) -> int:
         return self.tiles * self.shares
 
+    def turns(self, n: int) -> int:
+        """The most turns that a program takes, of a layer of ``n`` outputs."""
+        return -(-(padded(n, PAD_N) // UNIT_N // self.tiles) // self.programs)
+
     def depths_of(self, widths: Sequence[int]) -> tuple[int, ...]:
         """Of the widths that a replica holds."""
         return tuple(self.depths[WIDTHS.index(width)] for width in widths)
@@ -83,8 +88,7 @@ def prefers_small(m: int, n: int, k: int, widths: Sequence[int], rule: SliceRule
     if m > ROW_ROOMS[-1] or len(widths) > 1 or takes_digits(widths[0], rule, False):
         return False
     config = small_config(m, n, k, num_sms)
-    turns = -(-(padded(n, PAD_N) // UNIT_N // config.tiles) // config.programs)
-    return turns * -(-(padded(k, UNIT_K) // UNIT_K) // config.split_k) <= FEW_UNITS
+    return config.turns(n) * -(-(padded(k, UNIT_K) // UNIT_K) // config.split_k) <= FEW_UNITS
 
 
 @lru_cache(maxsize=4096)

@@ -62,7 +62,7 @@ def _above(first, second):
 
 @gluon.jit
 def tile_of_pairs(totals, TILES: gl.constexpr, SHARES: gl.constexpr):
-    """As ``_tile_of_sums`` for ``use_unit_for_pairs``, those of both digits added up: row 0 of [2, 16 * TILES]."""
+    """As ``tile_of_sums`` for ``use_unit_for_pairs``, those of both digits added up: row 0 of [2, 16 * TILES]."""
     # share, tile, g, row, digit, output + 8
     lanes = gl.reshape(gl.join(totals[0], totals[1]), (SHARES, TILES, 8, 2, 2, 2))
     lanes = gl.sum(lanes, axis=4)
@@ -72,7 +72,7 @@ def tile_of_pairs(totals, TILES: gl.constexpr, SHARES: gl.constexpr):
 
 @gluon.jit
 def tile_of_columns(totals, lane, TILES: gl.constexpr, SHARES: gl.constexpr):
-    """As ``_tile_of_sums`` for ``use_unit_for_columns``, those of both digits added up -> [4, 16 * TILES]."""
+    """As ``tile_of_sums`` for ``use_unit_for_columns``, those of both digits added up -> [4, 16 * TILES]."""
     worth = gl.where(lane % 4 >= 2, 1.0 / 256.0, 1.0)
     upper, lower = gl.join(totals[0] * worth, totals[1] * worth), gl.join(totals[2] * worth, totals[3] * worth)
     # share, tile, g, digit, rows, odd row, output + 8

@@ -120,7 +120,7 @@ def copy_x(
     xs, x_ptr, m, first, last, k, stride_x,
     ROWS: gl.constexpr, WARPS: gl.constexpr, ROOM: gl.constexpr,
 ):  # fmt: skip
-    """Copy x of units first to last into shared memory, as it is; what is beyond becomes 0."""
+    """Copy x of units first to last into shared memory, words in the order of lanes; what is beyond becomes 0."""
     # Few at a time: addresses take registers, which words of weights that are on their way have.
     UNITS: gl.constexpr = max(2 * WARPS // ROWS, 1)
     L: gl.constexpr = _words_layout(UNITS, ROWS, WARPS)

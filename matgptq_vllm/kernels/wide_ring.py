@@ -8,7 +8,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from matgptq_vllm.kernels.gluon_names import copy_async, let_next_start, load_tile, wait_for_others
+from matgptq_vllm.kernels.gluon_names import copy_async, load_tile, wait_and_let_next_start
 from matgptq_vllm.kernels.lanes import bits_needed
 from matgptq_vllm.kernels.wide_layouts import WARPS, words_layout
 from matgptq_vllm.kernels.wide_rows import row_tile_of
@@ -41,7 +41,7 @@ def _copy_words(to, plane, tile, last_tile, unit, units_k, COUNT: gl.constexpr, 
 
 
 @gluon.jit
-def copy_unit(ring, planes, tile, last_tile, unit, units_k, slot, BITS: gl.constexpr, TILES: gl.constexpr):
+def _copy_unit(ring, planes, tile, last_tile, unit, units_k, slot, BITS: gl.constexpr, TILES: gl.constexpr):
     """Start to copy words of a unit to a slot."""
     _copy_words(ring[0].index(slot), planes[0], tile, last_tile, unit, units_k, 4, TILES)
     if BITS >= 3:
@@ -52,6 +52,17 @@ def copy_unit(ring, planes, tile, last_tile, unit, units_k, slot, BITS: gl.const
         _copy_words(ring[3].index(slot), planes[3], tile, last_tile, unit, units_k, 4, TILES)
     if BITS >= 8:
         _copy_words(ring[4].index(slot), planes[4], tile, last_tile, unit, units_k, 4, TILES)
+
+
+@gluon.jit
+def copy_first_units(
+    ring, full, planes, tile, last_tile, first, last, units_k, BITS: gl.constexpr, TILES: gl.constexpr, STAGES: gl.constexpr
+):
+    """Start to copy words of units from ``first`` on, as many as there are stages, all of which are free."""
+    for stage in gl.static_range(STAGES):
+        if first + stage < last:
+            _copy_unit(ring, planes, tile, last_tile, first + stage, units_k, stage, BITS, TILES)
+            async_copy.mbarrier_arrive(full[0].index(stage), increment_count=False)
 
 
 @gluon.jit
@@ -66,16 +77,12 @@ def bring(
     width, _ = row_tile_of(rows_of_widths, row_tile, WIDTHS, BLOCK_M)
     for index in gl.static_range(len(WIDTHS)):
         if width == WIDTHS[index]:
-            for stage in gl.static_range(STAGES):
-                if first + stage < last:
-                    copy_unit(
-                        ring, planes, tile, last_tile, first + stage, units_k, stage, bits_needed(WIDTHS[index], RULE), TILES
-                    )
-                    async_copy.mbarrier_arrive(full[0].index(stage), increment_count=False)
+            copy_first_units(
+                ring, full, planes, tile, last_tile, first, last, units_k, bits_needed(WIDTHS[index], RULE), TILES, STAGES
+            )
     if PDL:
         # Weights are older than any kernel that may still run; x is not.
-        wait_for_others()
-        let_next_start()
+        wait_and_let_next_start()
     # The first stages are free: the wait for the phase before the first returns at once.
     at = (0, 1, 0, 1)
     ahead = first + STAGES
@@ -105,7 +112,7 @@ def bring_row_tile(
             for half in gl.static_range(2):
                 load_tile(x_desc, [first_row, unit * 128 + half * 64], full[0].index(slot), xs.index(slot * 2 + half))
             if unit >= ahead:
-                copy_unit(ring, planes, tile, last_tile, unit, units_k, slot, BITS, TILES)
+                _copy_unit(ring, planes, tile, last_tile, unit, units_k, slot, BITS, TILES)
                 async_copy.mbarrier_arrive(full[0].index(slot), increment_count=False)
             slot, phase = next_stage(slot, phase, STAGES)
     else:
@@ -116,7 +123,7 @@ def bring_row_tile(
             if unit < last:
                 if unit >= ahead:
                     mbarrier.wait(empty[0].index(slot), phase)
-                    copy_unit(ring, planes, tile, last_tile, unit, units_k, slot, BITS, TILES)
+                    _copy_unit(ring, planes, tile, last_tile, unit, units_k, slot, BITS, TILES)
                     async_copy.mbarrier_arrive(full[0].index(slot), increment_count=False)
                 slot, phase = next_stage(slot, phase, STAGES)
             if step >= first:

@@ -11,14 +11,13 @@ program that is started later.
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
-from matgptq_vllm.kernels.gluon_names import barrier, let_next_start, wait_for_others
+from matgptq_vllm.kernels.gluon_names import barrier, wait_and_let_next_start, wait_for_others
 from matgptq_vllm.kernels.lanes import bits_needed
 from matgptq_vllm.kernels.wide_config import GROUPS
 from matgptq_vllm.kernels.wide_layouts import WARPS, sums_layout
 from matgptq_vllm.kernels.wide_output import write_tile
-from matgptq_vllm.kernels.wide_ring import bring_row_tile, copy_unit
+from matgptq_vllm.kernels.wide_ring import bring_row_tile, copy_first_units
 from matgptq_vllm.kernels.wide_sums import no_sums, tile_sums
 
 _GROUPS = gl.constexpr(GROUPS)
@@ -37,6 +36,12 @@ def _start(number, tiles, units_k):
 
 
 @gluon.jit
+def _end_within_tile(unit, end, units_k):
+    """Of the tile that ``unit`` is in, the end of the units before ``end``, counted within the tile."""
+    return gl.minimum(end - unit // units_k * units_k, units_k)
+
+
+@gluon.jit
 def consume_range(
     xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, m, tiles, last_tile, n, units_k,
     PART: gl.constexpr, WIDTHS: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, HAS_BIAS: gl.constexpr,
@@ -51,7 +56,7 @@ def consume_range(
     while unit < end:
         number = unit // units_k
         end_of_tile = (number + 1) * units_k
-        first, last = unit % units_k, gl.minimum(end, end_of_tile) - number * units_k
+        first, last = unit % units_k, _end_within_tile(unit, end, units_k)
         tile = (number * _GROUPS + PART) * (TILES * WARPS)
         sums, at = tile_sums(
             no_sums(BLOCK_M, TILES), xs, ring, full, empty, scales, tile, last_tile, first, last, units_k, at,
@@ -116,23 +121,19 @@ def bring_range(
     planes = (plane0, plane1, plane2, plane3, plane4)
     own = _own_range()
     unit, end = _start(own, tiles, units_k), _start(own + 1, tiles, units_k)
-    first = unit % units_k
-    for stage in gl.static_range(STAGES):
-        if (first + stage < units_k) & (unit + stage < end):
-            copy_unit(ring, planes, unit // units_k * (TILES * WARPS), last_tile, first + stage, units_k, stage, BITS, TILES)
-            async_copy.mbarrier_arrive(full[0].index(stage), increment_count=False)
+    tile, first, last = unit // units_k * (TILES * WARPS), unit % units_k, _end_within_tile(unit, end, units_k)
+    copy_first_units(ring, full, planes, tile, last_tile, first, last, units_k, BITS, TILES, STAGES)
     if PDL:
         # Weights are older than any kernel that may still run; x is not.
-        wait_for_others()
-        let_next_start()
+        wait_and_let_next_start()
     # The first stages are free: the wait for the phase before the first returns at once.
     at = (0, 1, 0, 1)
     ahead = first + STAGES
     while unit < end:
-        first, last = unit % units_k, gl.minimum(end - unit // units_k * units_k, units_k)
         at = bring_row_tile(
-            xs, ring, full, empty, x_desc, planes, unit // units_k * (TILES * WARPS), last_tile, 0, first, last, ahead, units_k,
-            at, BITS, BLOCK_M, TILES, STAGES, HALVES,
+            xs, ring, full, empty, x_desc, planes, tile, last_tile, 0, first, last, ahead, units_k, at, BITS, BLOCK_M, TILES,
+            STAGES, HALVES,
         )  # fmt: skip
-        ahead = 0
+        # A later tile begins with its first unit.
         unit += last - first
+        tile, first, last, ahead = tile + TILES * WARPS, 0, _end_within_tile(unit, end, units_k), 0
