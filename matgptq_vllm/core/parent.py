@@ -9,7 +9,7 @@ from matgptq_vllm.core.errors import FormatError, InputError
 QUANT_METHOD = "matgptq"
 """Name under which vLLM and Hugging Face tools know the format."""
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the layout on disk; a reader refuses any other."""
 
 GROUP_SIZES = (32, 64, 128, -1)

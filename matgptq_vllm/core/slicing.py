@@ -7,12 +7,13 @@ With code q in 0..255, width r, d = 8 - r and group scale s, the value is s * le
     curved   floor(q / 2^d)                                 bend((c + 1/2) * 2^d - 128)
     round    min(floor(q / 2^d + 1/2), 2^r - 1)             c * 2^d - 128
 
-    bend(x) = x * (5/8 + 3/8 * |x| / 128)                   from -128..128 onto itself
+    bend(x) = x * (1 + |x| / 256)                           from -128..128 onto -192..192
 
 ``nested`` reads exactly r bits and is a mid-rise quantizer of the same range at every width. ``curved`` is ``nested`` with
 levels that lie closer together near 0, where most weights are, at every width; so a range that clips nothing at 8 bits is
-also a good one at 2. ``round`` is the rule of the published method (MatGPTQ, arXiv 2602.03537, section 3: slicing with
-round-half-up and clamping); it needs bit r+1 too.
+also a good one at 2. As 256 * bend(x) = (x + 128)^2 - 128^2 for x >= 0, a kernel that puts the bits of x into a number
+128 + x needs one multiplication and addition (kernels.lanes_ptx). ``round`` is the rule of the published method (MatGPTQ,
+arXiv 2602.03537, section 3: slicing with round-half-up and clamping); it needs bit r+1 too.
 """
 
 from typing import Literal, get_args
@@ -30,8 +31,8 @@ SLICE_RULES: tuple[SliceRule, ...] = get_args(SliceRule)
 ZERO_LEVEL = 1 << (PARENT_WIDTH - 1)
 """Offset between codes and levels: code 128 sits at, or half a step above, the weight 0."""
 
-BEND_LINEAR = 5 / 8
-BEND_SQUARE = (1 - BEND_LINEAR) / ZERO_LEVEL
+BEND_LINEAR = 1.0
+BEND_SQUARE = BEND_LINEAR / (2 * ZERO_LEVEL)
 """bend(x) = x * (BEND_LINEAR + BEND_SQUARE * |x|): dyadic, so that every bent level is exact in float32."""
 
 
@@ -70,7 +71,7 @@ def levels(codes: torch.Tensor, width: int, rule: SliceRule, dtype: torch.dtype 
             and bfloat16 too.
 
     Returns:
-        ``dtype``, same shape, values in -128 .. 128.
+        ``dtype``, same shape, values in -limit .. limit (``range_limit``).
     """
     step = 1 << (PARENT_WIDTH - check_width(width))
     offset = (0.0 if rule == "round" else step / 2) - ZERO_LEVEL
@@ -87,6 +88,13 @@ def unbend(bent: torch.Tensor) -> torch.Tensor:
     """Inverse of ``bend``: floating, any shape -> same."""
     size = ((BEND_LINEAR**2 + 4 * BEND_SQUARE * bent.abs()).sqrt() - BEND_LINEAR) / (2 * BEND_SQUARE)
     return torch.copysign(size, bent)
+
+
+def range_limit(rule: SliceRule) -> float:
+    """End of the range of values, in units of the group scale, that 8 bits clip nothing of."""
+    if rule == "round":
+        return ZERO_LEVEL - 0.5
+    return ZERO_LEVEL * (BEND_LINEAR + BEND_SQUARE * ZERO_LEVEL) if rule == "curved" else float(ZERO_LEVEL)
 
 
 def nearest_codes(scaled: torch.Tensor, rule: SliceRule) -> torch.Tensor:

@@ -24,7 +24,6 @@ from matgptq_vllm.core.slicing import SliceRule
 from matgptq_vllm.kernels.config import MAX_SPLIT_ROWS, MIN_BLOCK_M, MIN_BLOCK_N, Config
 from matgptq_vllm.kernels.lanes import (
     bits_needed,
-    both_scales,
     factor,
     load_scales,
     load_unit,
@@ -33,6 +32,7 @@ from matgptq_vllm.kernels.lanes import (
     piece_weights,
     plain_scales,
     plain_weights,
+    scales_of_weights,
 )
 from matgptq_vllm.kernels.lanes_ptx import LaneCode
 from matgptq_vllm.kernels.layout import PAD_N, PLANE_WIDTHS, UNIT_K, UNIT_N, padded
@@ -283,7 +283,7 @@ def _use_unit(
             sums = result
         scaled = ()
         for tile_n in tl.static_range(TILES_N):
-            upper, lower = both_scales(tiles[tile_n][1][group])
+            upper, lower = scales_of_weights(tiles[tile_n][1][group], WIDTH, RULE, CODE)
             for tile_m in tl.static_range(TILES_M):
                 total, part_sums = totals[tile_n * TILES_M + tile_m], sums[tile_n * TILES_M + tile_m]
                 scaled = scaled + (add_scaled(total, part_sums, upper, lower, sum_widths[tile_m], WIDTH, SEVERAL),)

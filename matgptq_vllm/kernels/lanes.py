@@ -37,6 +37,12 @@ def factor(rule):
 
 
 @triton.constexpr_function
+def unit(code, width, rule):
+    """What weights of a width are in, in units of ``factor`` levels."""
+    return code.unit(width, rule)
+
+
+@triton.constexpr_function
 def _weights(code, width, half, rule):
     return code.weights(width, half, rule)
 
@@ -103,6 +109,16 @@ def both_scales(pair):
         word = pair[0]
         result = ((word << 16).to(tl.float32, bitcast=True), (word & -65536).to(tl.float32, bitcast=True))
     return result
+
+
+@triton.jit
+def scales_of_weights(pair, WIDTH: tl.constexpr, RULE: tl.constexpr, CODE: tl.constexpr):
+    """As ``both_scales``, times the unit of weights read at WIDTH."""
+    upper, lower = both_scales(pair)
+    if unit(CODE, WIDTH, RULE) != 1.0:
+        upper *= unit(CODE, WIDTH, RULE)
+        lower *= unit(CODE, WIDTH, RULE)
+    return upper, lower
 
 
 @triton.jit

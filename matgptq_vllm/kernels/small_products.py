@@ -13,7 +13,15 @@ from triton.experimental.gluon import language as gl
 
 from matgptq_vllm.kernels.digits_ptx import SUM_START
 from matgptq_vllm.kernels.gemm import add_scaled
-from matgptq_vllm.kernels.lanes import bits_needed, both_scales, multiply, num_terms, piece_weights, place_of
+from matgptq_vllm.kernels.lanes import (
+    bits_needed,
+    both_scales,
+    multiply,
+    num_terms,
+    piece_weights,
+    place_of,
+    scales_of_weights,
+)
 from matgptq_vllm.kernels.small_x import element_layout, takes_digits
 
 _SUM_START = gl.constexpr(SUM_START)
@@ -78,10 +86,11 @@ def use_unit(
     """
     PIECES: gl.constexpr = 4 if GROUP == -1 else GROUP // 32
     for group in gl.static_range(4 // PIECES):
-        upper, lower = both_scales(tile[1][group])
         if takes_digits(WIDTH, RULE, False):
+            upper, lower = both_scales(tile[1][group])
             sums = _digit_sums(tile[0], table, x, x_scales, group * PIECES, PIECES, WIDTH, RULE, TILES_M, CODE)
         else:
+            upper, lower = scales_of_weights(tile[1][group], WIDTH, RULE, CODE)
             sums = _number_sums(tile[0], x, group * PIECES, PIECES, WIDTH, RULE, TILES_M, CODE)
         scaled = ()
         for rows in gl.static_range(TILES_M):

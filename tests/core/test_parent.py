@@ -25,7 +25,7 @@ REFUSED: list[tuple[str, list[Any]]] = [
     ("symmetric", [False, None, 1, "true"]),
     ("plane_widths", [None, 8, 2.5]),
     ("quant_method", ["gptq", "MATGPTQ", None, 1, ""]),
-    ("format_version", [0, 2, "1", None]),
+    ("format_version", [0, 1, 3, "2", None]),
 ]
 
 
@@ -41,7 +41,7 @@ def test_every_spec_survives_the_way_through_json(rule: str, group_size: int, dt
 def test_the_config_of_a_default_parent_is_as_documented() -> None:
     assert ParentSpec().to_dict() == {
         "quant_method": "matgptq",
-        "format_version": 1,
+        "format_version": 2,
         "slice_rule": "nested",
         "group_size": 128,
         "plane_widths": [2, 1, 1, 2, 2],
