@@ -56,7 +56,7 @@ def wide_linear(
 ) -> torch.Tensor:
     """As ``sliced_linear`` by ``wide.wide_gemm``, for WIDE_FROM and more rows where it runs."""
     m, k = x.shape
-    config = wide_config(bucket(m), n, k, tuning.hardware_of(x.device).num_sms)
+    config = wide_config(bucket(m), n, k, tuning.hardware_of(x.device).num_sms, len(widths) == 1)
     if len(widths) == 1:
         arranged = arrange.as_it_is(x, config.block_m)
     else:

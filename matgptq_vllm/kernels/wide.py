@@ -37,7 +37,7 @@ from matgptq_vllm.kernels.wide_ptx import WideCode
 from matgptq_vllm.kernels.wide_ring import bring, new_ring
 from matgptq_vllm.kernels.wide_rows import count_rows, row_tile_of
 from matgptq_vllm.kernels.wide_stream import bring_range, consume_range
-from matgptq_vllm.kernels.wide_sums import no_sums, tile_sums
+from matgptq_vllm.kernels.wide_sums import in_common_units, no_sums, tile_sums
 
 _GROUPS = gl.constexpr(GROUPS)
 
@@ -89,6 +89,7 @@ def _row_tile(
                 sums, xs, ring, full, empty, scales, tile, last_tile, first, last, units_k, at, y_ptr.dtype.element_ty,
                 PART, WIDTHS[index], RULE, GROUP, ROWS, TILES, STAGES, HALVES, CODE,
             )  # fmt: skip
+            sums = in_common_units(sums, WIDTHS[index], RULE, TILES, CODE)
     if PDL:
         # The kernel before this one may still write or read what is written here.
         wait_for_others()
@@ -162,28 +163,29 @@ def _wide_kernel(
     barrier()
     # Two warpgroups multiply, each a tile of its own, and one more brings what they need.
     if STREAM:
-        tiles = (units_n + WARPS * TILES * _GROUPS - 1) // (WARPS * TILES * _GROUPS)
+        row_tiles = rows // BLOCK_M
+        tiles = (units_n + WARPS * TILES * _GROUPS - 1) // (WARPS * TILES * _GROUPS) * row_tiles
         gl.warp_specialize(
             [
                 (
                     consume_range,
                     (
-                        xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, m, tiles, last_tile, n, units_k,
-                        gl.constexpr(0), WIDTHS, RULE, GROUP, HAS_BIAS, BLOCK_M, TILES, STAGES, HALVES, PDL, CODE,
+                        xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, m, tiles, row_tiles, last_tile, n,
+                        units_k, gl.constexpr(0), WIDTHS, RULE, GROUP, HAS_BIAS, BLOCK_M, TILES, STAGES, HALVES, PDL, CODE,
                     ),
                 ),
                 (
                     consume_range,
                     (
-                        xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, m, tiles, last_tile, n, units_k,
-                        gl.constexpr(1), WIDTHS, RULE, GROUP, HAS_BIAS, BLOCK_M, TILES, STAGES, HALVES, PDL, CODE,
+                        xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, m, tiles, row_tiles, last_tile, n,
+                        units_k, gl.constexpr(1), WIDTHS, RULE, GROUP, HAS_BIAS, BLOCK_M, TILES, STAGES, HALVES, PDL, CODE,
                     ),
                 ),
                 (
                     bring_range,
                     (
-                        xs, ring, full, empty, x_desc, plane0, plane1, plane2, plane3, plane4, tiles, last_tile, units_k,
-                        WIDTHS, RULE, BLOCK_M, TILES * _GROUPS, STAGES, HALVES, PDL,
+                        xs, ring, full, empty, x_desc, plane0, plane1, plane2, plane3, plane4, tiles, row_tiles, last_tile,
+                        units_k, WIDTHS, RULE, BLOCK_M, TILES * _GROUPS, STAGES, HALVES, PDL,
                     ),
                 ),
             ],
@@ -268,9 +270,10 @@ def wide_gemm(
     block_n = config.block_n
     tiles_n = -(-units_n * UNIT_N // block_n)
     workspace, grid = y, (split, tiles_n, programs_m)
-    stream = config.programs > 0 and row_tiles == 1
+    stream = config.programs > 0
     if stream:
-        grid = (min(config.programs, tiles_n * units_k, len(locks) // GROUPS), 1, 1)
+        # Two programs at most share a tile.
+        grid = (min(config.programs, tiles_n * row_tiles, len(locks) // GROUPS), 1, 1)
         workspace = y.new_empty((grid[0], config.block_m, block_n), dtype=torch.float32)
     elif split > 1:
         workspace = y.new_empty((tiles_n * row_tiles, split, config.block_m, block_n), dtype=torch.float32)

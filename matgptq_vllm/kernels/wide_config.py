@@ -35,6 +35,10 @@ _ENDS = 5.0
 _SHARING = 3.0
 """What adding up the shares of a tile takes, in units of K."""
 
+_EQUAL_SHARES = 20.0
+"""What starts, ends and hand-overs of programs with equal shares take, in units of K: 13 at 32 rows, 20 from 64 on, when also
+clocks are lower as no multiprocessor is idle."""
+
 
 @dataclass(frozen=True)
 class WideConfig:
@@ -56,7 +60,8 @@ class WideConfig:
     """Halves of units whose x it has room for. If twice ``stages``, x and words of a unit come and go together: fewer waits."""
 
     programs: int = 0
-    """If not 0: as many programs have equal shares of all tiles, instead of a split K, where rows of one width are one tile."""
+    """If not 0: as many programs have equal shares of all tiles (kernels.wide_stream), instead of a split K. For rows of one
+    width, and as many tiles or more."""
 
     pdl: bool = True
     """Whether the kernel may start before the one before it ends."""
@@ -87,10 +92,14 @@ def wide_runs(device: torch.device) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def wide_config(bucket: int, n: int, k: int, num_sms: int) -> WideConfig:
+def wide_config(bucket: int, n: int, k: int, num_sms: int, one_width: bool) -> WideConfig:
     """The configuration for a range of M (kernels.tables.bucket) and a layer of ``n`` outputs and ``k`` inputs.
 
-    K is split such that programs, of which each multiprocessor runs one at a time, are done soonest.
+    K is split, or programs have equal shares of all tiles, such that programs, of which each multiprocessor runs one at a time,
+    are done soonest.
+
+    Args:
+        one_width: whether all rows have one width.
     """
     config = _BY_ROWS[min(max(bucket, min(_BY_ROWS)), max(_BY_ROWS))]
     tiles = -(-bucket // config.block_m) * -(-n // config.block_n)
@@ -98,7 +107,9 @@ def wide_config(bucket: int, n: int, k: int, num_sms: int) -> WideConfig:
 
     def length(split: int) -> float:
         rounds = -(-tiles * split // num_sms)
-        return rounds * (-(-units // split) + _ENDS) + (_SHARING if split > 1 else 0.0)
+        return rounds * (-(-units // split) + _ENDS + (_SHARING if split > 1 else 0.0))
 
     split = min(range(1, min(MAX_SPLIT, units) + 1), key=length)
+    if one_width and tiles >= num_sms and tiles * units / num_sms + _EQUAL_SHARES < length(split):
+        return replace(config, programs=num_sms)
     return replace(config, split_k=split)

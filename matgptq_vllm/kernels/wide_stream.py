@@ -1,9 +1,9 @@
 """The wide product (kernels.wide) in equal shares: a program has a range of the units of all tiles, one tile after the other.
 
-So no program is idle while others compute a last tile (stream-K, Osama et al. 2023). It is for rows that are one tile, of one
-width. Where a range begins within a tile, the program leaves its sums of that tile for the one that has the tile's first unit,
-which comes to it last: by then they are there. Ranges are dealt out from the last to the first, so that nobody waits for a
-program that is started later.
+So no program is idle while others compute a last tile (stream-K, Osama et al. 2023). It is for rows of one width and at least
+as many tiles as programs, so that two at most share a tile. Where a range begins within a tile, the program leaves its sums of
+that tile before anything else; the one that has the tile's first units comes to it last, and starts from them. Ranges are dealt
+out from the last to the first, so that nobody waits for a program that is started later.
 """
 
 # Gluon has no unpacking inside a tuple.
@@ -18,7 +18,7 @@ from matgptq_vllm.kernels.wide_config import GROUPS
 from matgptq_vllm.kernels.wide_layouts import WARPS, sums_layout
 from matgptq_vllm.kernels.wide_output import write_tile
 from matgptq_vllm.kernels.wide_ring import bring_row_tile, copy_first_units
-from matgptq_vllm.kernels.wide_sums import no_sums, tile_sums
+from matgptq_vllm.kernels.wide_sums import in_common_units, no_sums, tile_sums
 
 _GROUPS = gl.constexpr(GROUPS)
 
@@ -43,76 +43,78 @@ def _end_within_tile(unit, end, units_k):
 
 @gluon.jit
 def consume_range(
-    xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, m, tiles, last_tile, n, units_k,
+    xs, ring, full, empty, scales, bias, y_ptr, workspace, locks, m, tiles, row_tiles, last_tile, n, units_k,
     PART: gl.constexpr, WIDTHS: gl.constexpr, RULE: gl.constexpr, GROUP: gl.constexpr, HAS_BIAS: gl.constexpr,
     BLOCK_M: gl.constexpr, TILES: gl.constexpr, STAGES: gl.constexpr, HALVES: gl.constexpr, PDL: gl.constexpr,
     CODE: gl.constexpr,
 ):  # fmt: skip
     """Multiply a warpgroup's outputs of one tile after the other; store sums, or leave them for who has the tile's start."""
-    SIZE: gl.constexpr = BLOCK_M * 16 * WARPS * TILES
     own = _own_range()
     unit, end = _start(own, tiles, units_k), _start(own + 1, tiles, units_k)
     at = (0, 0, 0, 0)
     while unit < end:
         number = unit // units_k
-        end_of_tile = (number + 1) * units_k
         first, last = unit % units_k, _end_within_tile(unit, end, units_k)
-        tile = (number * _GROUPS + PART) * (TILES * WARPS)
+        tile, row_tile = number // row_tiles, number % row_tiles
+        tile = (tile * _GROUPS + PART) * (TILES * WARPS)
+        sums = no_sums(BLOCK_M, TILES)
+        if last < units_k:
+            # The next range has begun with the rest of this tile.
+            slot = (own + 1) * _GROUPS + PART
+            while gl.atomic_add(locks + slot, 0, sem="acquire") == 0:
+                pass
+            sums = _left(workspace, slot, BLOCK_M, TILES)
+            gl.store(locks + slot, 0)
         sums, at = tile_sums(
-            no_sums(BLOCK_M, TILES), xs, ring, full, empty, scales, tile, last_tile, first, last, units_k, at,
-            y_ptr.dtype.element_ty, PART, WIDTHS[0], RULE, GROUP, BLOCK_M, TILES, STAGES, HALVES, CODE,
+            sums, xs, ring, full, empty, scales, tile, last_tile, first, last, units_k, at, y_ptr.dtype.element_ty, PART,
+            WIDTHS[0], RULE, GROUP, BLOCK_M, TILES, STAGES, HALVES, CODE,
         )  # fmt: skip
         if PDL:
             # The kernel before this one may still write or read what is written here.
             wait_for_others()
         if first > 0:
             slot = own * _GROUPS + PART
-            _leave(sums, workspace + slot.to(gl.int64) * SIZE, BLOCK_M, TILES)
+            _leave(sums, workspace, slot, BLOCK_M, TILES)
             barrier()
             gl.atomic_add(locks + slot, 1, sem="release")
         else:
-            other = own + 1
-            while _start(other, tiles, units_k) < end_of_tile:
-                slot = other * _GROUPS + PART
-                there = gl.atomic_add(locks + slot, 0, sem="acquire")
-                while there == 0:
-                    there = gl.atomic_add(locks + slot, 0, sem="acquire")
-                sums = _with_share(sums, workspace + slot.to(gl.int64) * SIZE, BLOCK_M, TILES)
-                gl.store(locks + slot, 0)
-                other += 1
-            write_tile(sums, scales, bias, y_ptr, locks, tile, 0, m, n, WIDTHS, RULE, GROUP, HAS_BIAS, BLOCK_M, TILES)
+            start = row_tile * BLOCK_M
+            write_tile(
+                in_common_units(sums, WIDTHS[0], RULE, TILES, CODE), scales, bias, y_ptr, locks, tile, start, m - start, n,
+                WIDTHS, RULE, GROUP, HAS_BIAS, BLOCK_M, TILES,
+            )  # fmt: skip
         unit += last - first
 
 
 @gluon.jit
-def _places(BLOCK_M: gl.constexpr):
-    """Where a share has sums, [64, BLOCK_M]: a lane's pairs are adjacent. Those of rows that do not exist are 0."""
+def _places(workspace, slot, BLOCK_M: gl.constexpr, TILES: gl.constexpr):
+    """Where a share has its first part's sums, [64, BLOCK_M]: a lane's pairs are adjacent. Those of no rows are 0."""
     SUMS: gl.constexpr = sums_layout(WARPS, BLOCK_M)
     output = gl.arange(0, 16 * WARPS, layout=gl.SliceLayout(1, SUMS))
     row = gl.arange(0, BLOCK_M, layout=gl.SliceLayout(0, SUMS))
-    return output[:, None] * BLOCK_M + row[None, :]
+    return workspace + slot.to(gl.int64) * (BLOCK_M * 16 * WARPS * TILES) + (output[:, None] * BLOCK_M + row[None, :])
 
 
 @gluon.jit
-def _leave(sums, share, BLOCK_M: gl.constexpr, TILES: gl.constexpr):
-    places = _places(BLOCK_M)
+def _leave(sums, workspace, slot, BLOCK_M: gl.constexpr, TILES: gl.constexpr):
+    places = _places(workspace, slot, BLOCK_M, TILES)
     for part in gl.static_range(TILES):
-        gl.store(share + (places + part * 16 * WARPS * BLOCK_M), sums[part])
+        gl.store(places + part * (16 * WARPS * BLOCK_M), sums[part])
 
 
 @gluon.jit
-def _with_share(sums, share, BLOCK_M: gl.constexpr, TILES: gl.constexpr):
-    places = _places(BLOCK_M)
-    result = ()
+def _left(workspace, slot, BLOCK_M: gl.constexpr, TILES: gl.constexpr):
+    """Sums that were left."""
+    places = _places(workspace, slot, BLOCK_M, TILES)
+    sums = ()
     for part in gl.static_range(TILES):
-        left = gl.load(share + (places + part * 16 * WARPS * BLOCK_M), cache_modifier=".cg")
-        result = result + (sums[part] + left,)
-    return result
+        sums = sums + (gl.load(places + part * (16 * WARPS * BLOCK_M), cache_modifier=".cg"),)
+    return sums
 
 
 @gluon.jit
 def bring_range(
-    xs, ring, full, empty, x_desc, plane0, plane1, plane2, plane3, plane4, tiles, last_tile, units_k,
+    xs, ring, full, empty, x_desc, plane0, plane1, plane2, plane3, plane4, tiles, row_tiles, last_tile, units_k,
     WIDTHS: gl.constexpr, RULE: gl.constexpr, BLOCK_M: gl.constexpr, TILES: gl.constexpr, STAGES: gl.constexpr,
     HALVES: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
@@ -121,7 +123,8 @@ def bring_range(
     planes = (plane0, plane1, plane2, plane3, plane4)
     own = _own_range()
     unit, end = _start(own, tiles, units_k), _start(own + 1, tiles, units_k)
-    tile, first, last = unit // units_k * (TILES * WARPS), unit % units_k, _end_within_tile(unit, end, units_k)
+    number, first, last = unit // units_k, unit % units_k, _end_within_tile(unit, end, units_k)
+    tile = number // row_tiles * (TILES * WARPS)
     copy_first_units(ring, full, planes, tile, last_tile, first, last, units_k, BITS, TILES, STAGES)
     if PDL:
         # Weights are older than any kernel that may still run; x is not.
@@ -131,9 +134,10 @@ def bring_range(
     ahead = first + STAGES
     while unit < end:
         at = bring_row_tile(
-            xs, ring, full, empty, x_desc, planes, tile, last_tile, 0, first, last, ahead, units_k, at, BITS, BLOCK_M, TILES,
-            STAGES, HALVES,
+            xs, ring, full, empty, x_desc, planes, tile, last_tile, number % row_tiles * BLOCK_M, first, last, ahead, units_k,
+            at, BITS, BLOCK_M, TILES, STAGES, HALVES,
         )  # fmt: skip
         # A later tile begins with its first unit.
         unit += last - first
-        tile, first, last, ahead = tile + TILES * WARPS, 0, _end_within_tile(unit, end, units_k), 0
+        number += 1
+        tile, first, last, ahead = number // row_tiles * (TILES * WARPS), 0, _end_within_tile(unit, end, units_k), 0

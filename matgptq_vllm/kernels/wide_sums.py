@@ -86,12 +86,18 @@ def tile_sums(
             mbarrier.arrive(empty[1].index(x_slots[0]), count=1)
             mbarrier.arrive(empty[1].index(x_slots[1]), count=1)
         scale_words, next_scales = next_scales, later_scales
-    if unit_of_weights(CODE, WIDTH, RULE) != 1.0:
-        in_levels = ()
-        for part in gl.static_range(TILES):
-            in_levels = in_levels + (sums[part] * unit_of_weights(CODE, WIDTH, RULE),)
-        sums = in_levels
     return sums, (slot, phase, x_slot, x_phase)
+
+
+@gluon.jit
+def in_common_units(sums, WIDTH: gl.constexpr, RULE: gl.constexpr, TILES: gl.constexpr, CODE: gl.constexpr):
+    """Sums of products with weights read at WIDTH, in the units that all widths have."""
+    if unit_of_weights(CODE, WIDTH, RULE) != 1.0:
+        result = ()
+        for part in gl.static_range(TILES):
+            result = result + (sums[part] * unit_of_weights(CODE, WIDTH, RULE),)
+        sums = result
+    return sums
 
 
 @gluon.jit

@@ -23,7 +23,7 @@ from matgptq_vllm.kernels.wide_ptx import WideCode
 POINTERS = {"token_profiles": "*i32", "profile_widths": "*i32", **{f"plane{index}": "*i32" for index in range(5)}}
 
 def compiled(widths, group, block_m, tiles, split, dtype, scales, rule="curved", bias=True, stream=False):
-    y, block, config = "*" + dtype, [block_m, 64], wide_config(block_m, 4096, 4096, 132)
+    y, block, config = "*" + dtype, [block_m, 64], wide_config(block_m, 4096, 4096, 132, False)
     layout = gl.NVMMASharedLayout.get_default_for(block, gl.bfloat16 if dtype == "bf16" else gl.float16)
     signature = dict(
         x_desc=f"tensordesc<{dtype}{block},{layout!r}>", **POINTERS, scales="*" + scales, bias=y, y_ptr=y, workspace="*fp32",
@@ -70,7 +70,7 @@ from matgptq_vllm.kernels.wide_config import wide_config
 LAYOUT, WIDTHS, found = PlaneLayout(), (2, 3, 4, 6, 8), {}
 table = torch.tensor(WIDTHS, dtype=torch.int32, device="cuda")
 rule, n, k, group, dtype, rows, split = json.loads(sys.argv[1])
-dtype, config = getattr(torch, dtype), replace(wide_config(rows, n, k, 132), split_k=split)
+dtype, config = getattr(torch, dtype), replace(wide_config(rows, n, k, 132, False), split_k=split)
 generator = torch.Generator().manual_seed(n)
 codes = torch.randint(0, 256, (n, k), dtype=torch.uint8, generator=generator).cuda()
 scales = (torch.rand(n, num_groups(k, group), generator=generator) * 0.02 + 0.001).bfloat16().cuda()
