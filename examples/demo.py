@@ -83,11 +83,14 @@ def main() -> None:
 def calibrate() -> None:
     """Calibrate the example model, unless that was done before."""
     if PARENT.exists():
-        print(f"Using the parent in {PARENT.relative_to(ROOT)} (make clean removes it)", flush=True)
-        return
+        # One of an earlier format is made anew.
+        if subprocess.run([*MATGPTQ, "inspect", PARENT], stdout=subprocess.DEVNULL, check=False).returncode == 0:
+            print(f"Using the parent in {PARENT.relative_to(ROOT)} (make clean removes it)", flush=True)
+            return
+        print(f"Calibrating again, over {PARENT.relative_to(ROOT)} ...", flush=True)
     text = EXAMPLES / "text" / "calibration.txt"
     # Half of the default text: a little less quality in half of the time.
-    run([*MATGPTQ, "calibrate", EXAMPLES / "model", "--text", text, "--out", PARENT, "--num-samples", "128"])
+    run([*MATGPTQ, "calibrate", EXAMPLES / "model", "--text", text, "--out", PARENT, "--num-samples", "128", "--overwrite"])
 
 
 def evaluate() -> dict[str, float]:

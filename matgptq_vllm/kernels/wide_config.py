@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 
@@ -29,15 +30,9 @@ REGISTERS = (232, 40)
 
 MAX_SPLIT = 8
 
-_ENDS = 5.0
-"""What a program's start and end take, in units of K; by measurement (docs/kernels.md)."""
-
-_SHARING = 3.0
-"""What adding up the shares of a tile takes, in units of K."""
-
 _EQUAL_SHARES = 20.0
 """What starts, ends and hand-overs of programs with equal shares take, in units of K: 13 at 32 rows, 20 from 64 on, when also
-clocks are lower as no multiprocessor is idle."""
+clocks are lower as no multiprocessor is idle (docs/kernels.md)."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +67,33 @@ class WideConfig:
         return UNIT_N * WARPS * self.tiles * GROUPS
 
 
-_BY_ROWS = {
-    32: WideConfig(32, 1),
-    64: WideConfig(64, 1),
-    128: WideConfig(128, 1, stages=3, halves=7),
-    256: WideConfig(256, 1, tiles=1, halves=5),
+class Way(NamedTuple):
+    """A configuration that does not split K yet, and times by measurement, in units of K of the first way of its rows."""
+
+    config: WideConfig
+
+    unit: float = 1.0
+    """What a unit takes."""
+
+    ends: float = 5.0
+    """What a program's start and end take."""
+
+    sharing: float = 3.0
+    """What adding up the shares of a tile takes."""
+
+    def length(self, row_tiles: int, n: int, units: int, split: int, num_sms: int) -> float:
+        """Time of a product whose K, of so many units, is split."""
+        rounds = -(-row_tiles * -(-n // self.config.block_n) * split // num_sms)
+        return rounds * (-(-units // split) * self.unit + self.ends + (self.sharing if split > 1 else 0.0))
+
+
+WAYS = {
+    32: (Way(WideConfig(32, 1)), Way(WideConfig(32, 1, tiles=1), 0.5, 4.0, 1.5)),
+    64: (Way(WideConfig(64, 1)), Way(WideConfig(64, 1, tiles=1), 0.5, 4.0, 1.5)),
+    128: (Way(WideConfig(128, 1, stages=3, halves=7)), Way(WideConfig(128, 1, tiles=1), 0.5, 4.0, 1.5)),
+    256: (Way(WideConfig(256, 1, tiles=1, halves=5)),),
 }
-"""By the range of M; K is not split yet."""
+"""By the range of M. Tiles of half as many outputs take fewer programs per tile, whose sums are added up sooner."""
 
 
 @lru_cache(maxsize=16)
@@ -101,15 +116,16 @@ def wide_config(bucket: int, n: int, k: int, num_sms: int, one_width: bool) -> W
     Args:
         one_width: whether all rows have one width.
     """
-    config = _BY_ROWS[min(max(bucket, min(_BY_ROWS)), max(_BY_ROWS))]
-    tiles = -(-bucket // config.block_m) * -(-n // config.block_n)
-    units = padded(k, UNIT_K) // UNIT_K
-
-    def length(split: int) -> float:
-        rounds = -(-tiles * split // num_sms)
-        return rounds * (-(-units // split) + _ENDS + (_SHARING if split > 1 else 0.0))
-
-    split = min(range(1, min(MAX_SPLIT, units) + 1), key=length)
-    if one_width and tiles >= num_sms and tiles * units / num_sms + _EQUAL_SHARES < length(split):
-        return replace(config, programs=num_sms)
-    return replace(config, split_k=split)
+    ways = WAYS[min(max(bucket, min(WAYS)), max(WAYS))]
+    row_tiles, units = -(-bucket // ways[0].config.block_m), padded(k, UNIT_K) // UNIT_K
+    lengths = {
+        (way, split): way.length(row_tiles, n, units, split, num_sms)
+        for way in ways
+        for split in range(1, min(MAX_SPLIT, units) + 1)
+    }
+    way, split = min(lengths, key=lambda choice: lengths[choice])
+    widest = ways[0].config
+    tiles = row_tiles * -(-n // widest.block_n)
+    if one_width and tiles >= num_sms and tiles * units / num_sms + _EQUAL_SHARES < lengths[way, split]:
+        return replace(widest, programs=num_sms)
+    return replace(way.config, split_k=split)

@@ -17,13 +17,14 @@ from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 from matgptq_vllm.kernels import wide
-from matgptq_vllm.kernels.wide_config import REGISTERS, wide_config
+from matgptq_vllm.kernels.wide_config import REGISTERS, WAYS
 from matgptq_vllm.kernels.wide_ptx import WideCode
 
 POINTERS = {"token_profiles": "*i32", "profile_widths": "*i32", **{f"plane{index}": "*i32" for index in range(5)}}
 
 def compiled(widths, group, block_m, tiles, split, dtype, scales, rule="curved", bias=True, stream=False):
-    y, block, config = "*" + dtype, [block_m, 64], wide_config(block_m, 4096, 4096, 132, False)
+    y, block = "*" + dtype, [block_m, 64]
+    config = next(way.config for way in WAYS[block_m] if way.config.tiles == tiles)
     layout = gl.NVMMASharedLayout.get_default_for(block, gl.bfloat16 if dtype == "bf16" else gl.float16)
     signature = dict(
         x_desc=f"tensordesc<{dtype}{block},{layout!r}>", **POINTERS, scales="*" + scales, bias=y, y_ptr=y, workspace="*fp32",
