@@ -88,7 +88,7 @@ class Way(NamedTuple):
 
 
 WAYS = {
-    32: (Way(WideConfig(32, 1)), Way(WideConfig(32, 1, tiles=1), 0.5, 4.0, 1.5)),
+    32: (Way(WideConfig(32, 1)), Way(WideConfig(32, 1, tiles=1), 0.55, 5.5, 1.5)),
     64: (Way(WideConfig(64, 1)), Way(WideConfig(64, 1, tiles=1), 0.5, 4.0, 1.5)),
     128: (Way(WideConfig(128, 1, stages=3, halves=7)), Way(WideConfig(128, 1, tiles=1), 0.5, 4.0, 1.5)),
     256: (Way(WideConfig(256, 1, tiles=1, halves=5)),),
