@@ -97,7 +97,10 @@ def plan(
 
 def _products_s(model: str, width: int, batch: int, weights: int, results: Mapping[str, Any]) -> tuple[float, str]:
     """Seconds of one block's products, and whether they are of this model."""
-    cells = [cell for cell in results["cells"] if cell["m"] == batch and cell["competitor"] == f"width-{width}"]
+    at = [cell for cell in results["cells"] if cell["m"] == batch]
+    # Batches of one width have graphs of their own, which run the kernels of a replica that holds no other.
+    cells = [cell for cell in at if cell["competitor"] == f"alone-{width}"]
+    cells = cells or [cell for cell in at if cell["competitor"] == f"width-{width}"]
     own = [cell for cell in cells if cell["model"] == model]
     if own:
         return sum(cell["us"] for cell in own) / 1e6, MEASURED

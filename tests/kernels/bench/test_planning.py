@@ -47,6 +47,12 @@ def test_other_models_are_in_proportion_and_load_tests_come_first(results: dict[
     assert (loaded.tokens_per_s, loaded.step_s, loaded.source) == (1000.0, 0.032, LOADED)
 
 
+def test_batches_of_one_width_are_as_fast_as_in_a_replica_of_one_width(results: dict[str, Any]) -> None:
+    alone = [{**cell, "competitor": "alone-4", "us": 5.0} for cell in results["cells"] if cell["competitor"] == "width-4"]
+    found = plan("llama-3.1-8b", 4, 32, 1000, GPU, {**results, "cells": results["cells"] + alone})
+    assert found.step_s == pytest.approx(32 * 20e-6 + (2 * 128256 * 4096 + 32 * 1000 * 131072) / 1e12)
+
+
 def test_the_command_prints_every_model_and_takes_load_tests(
     results: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
