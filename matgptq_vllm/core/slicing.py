@@ -71,7 +71,7 @@ def levels(codes: torch.Tensor, width: int, rule: SliceRule, dtype: torch.dtype 
             and bfloat16 too.
 
     Returns:
-        ``dtype``, same shape, values in -limit .. limit (``range_limit``).
+        ``dtype``, same shape, values in -128 .. 128, or -192 .. 192 under ``curved``.
     """
     step = 1 << (PARENT_WIDTH - check_width(width))
     offset = (0.0 if rule == "round" else step / 2) - ZERO_LEVEL
@@ -88,13 +88,6 @@ def unbend(bent: torch.Tensor) -> torch.Tensor:
     """Inverse of ``bend``: floating, any shape -> same."""
     size = ((BEND_LINEAR**2 + 4 * BEND_SQUARE * bent.abs()).sqrt() - BEND_LINEAR) / (2 * BEND_SQUARE)
     return torch.copysign(size, bent)
-
-
-def range_limit(rule: SliceRule) -> float:
-    """End of the range of values, in units of the group scale, that 8 bits clip nothing of."""
-    if rule == "round":
-        return ZERO_LEVEL - 0.5
-    return ZERO_LEVEL * (BEND_LINEAR + BEND_SQUARE * ZERO_LEVEL) if rule == "curved" else float(ZERO_LEVEL)
 
 
 def nearest_codes(scaled: torch.Tensor, rule: SliceRule) -> torch.Tensor:
