@@ -46,13 +46,13 @@ def excess(targets: torch.Tensor, importance: torch.Tensor, rule: SliceRule) -> 
 def allowance(importance: torch.Tensor, rule: SliceRule) -> torch.Tensor:
     """Loss by which choosing the bin instead of the nearest level may miss the best under ``curved``, [n].
 
-    Between two levels of step h the middle lies c = 3/1024 (h/2)^2 beyond the edge, and taking the wrong one of them there
-    costs twice their distance, at most 11/8 h, times c.
+    Between two levels of step h the middle lies c = 1/256 (h/2)^2 beyond the edge, and taking the wrong one of them there
+    costs twice their distance, at most 2 h, times c.
     """
     if rule != "curved":
         return torch.zeros(importance.shape[1])
     return sum(
-        importance[WIDTHS.index(width)] * 2 * (1.375 * step) * (3 / 1024 * (step / 2) ** 2)
+        importance[WIDTHS.index(width)] * 2 * (2.0 * step) * (1 / 256 * (step / 2) ** 2)
         for width, step in ((6, 4.0), (8, 1.0))
     )
 
