@@ -23,24 +23,27 @@ from matgptq_vllm.core.checkpoint_writer import ParentWriter
 from matgptq_vllm.core.errors import MatGPTQError
 from matgptq_vllm.core.manifest import CONFIG_FILE, INDEX_FILE
 from matgptq_vllm.core.parent import SLICE_RULE_NAMES, ParentSpec
+from matgptq_vllm.core.precision import PARENT_WIDTH
+from matgptq_vllm.core.slicing import levels
 
 SHARD_BLOCKS = 4
 """Blocks of a peer's model in one file."""
 
 CODE_DEVIATION = 73.9
-"""Standard deviation of evenly drawn codes of 8 bits; scales make up for it."""
+"""Standard deviation of evenly drawn integers of 8 bits; scales make up for it."""
 
 
 def write_parent(shape: Shape, rule: str, folder: Path, device: torch.device) -> None:
     """A parent with random codes; InputError if ``folder`` exists."""
     spec = ParentSpec(slice_rule=rule, group_size=GROUP_SIZE)
     chance = torch.Generator(device).manual_seed(0)
+    deviation = levels(torch.arange(256, dtype=torch.uint8), PARENT_WIDTH, spec.slice_rule).std().item()
     with ParentWriter(folder, spec) as writer:
         _write_json(writer.directory / CONFIG_FILE, hf_config(shape, spec.to_dict()))
         _write_tokenizer(shape, writer.directory)
         for name, (n, k) in shape.linear_layers().items():
             codes = torch.randint(0, 256, (n, k), dtype=torch.uint8, device=device, generator=chance)
-            writer.add_layer(name, codes, _scales(n, k, CODE_DEVIATION, device))
+            writer.add_layer(name, codes, _scales(n, k, deviation, device))
         for name, tensor in _unquantized(shape, chance, device):
             writer.add_tensor(name, tensor)
         writer.finish()

@@ -124,8 +124,8 @@ def test_rounding_to_nearest_needs_no_text_and_is_the_nearest(tiny_options, llam
     for name in reader.layers:
         _, scales = reader.layer(name)
         error = (original.get_submodule(name).weight - sliced.get_submodule(name).weight).abs()
-        # Half a step, and what rounding the scale to bfloat16 may clip at the end of the range.
-        assert (error <= scales.float().max() * 1.01).all()
+        # Half a step, which is 2 wide at the end of the range, and what rounding the scale to bfloat16 may clip there.
+        assert (error <= scales.float().max() * (1 + 192 * 2**-8)).all()
     assert relative_error(directory, llama_dir, "8") < 0.01
 
 

@@ -81,11 +81,12 @@ def test_magnitudes_of_4_bits_times_their_unit_are_near_the_levels_of_the_rule(r
     unit, integers = level_table(4, rule)
     exact = levels(torch.arange(128, 256, 16, dtype=torch.uint8), 4, rule).double()
     error = torch.tensor(integers).double() * unit - exact
-    assert (error.abs() / exact).max() < (0.016 if rule == "curved" else 1e-12)
+    assert (error.abs() / exact).max() < (0.03 if rule == "curved" else 1e-12)
     # Weights of normal distribution, the greatest of 128 at the end of the scale.
+    end = 192 if rule == "curved" else 128
     weights = torch.randn(4096, 128, generator=torch.Generator().manual_seed(0)).double().abs()
-    nearest = (weights / weights.amax(1, keepdim=True) * 128).unsqueeze(-1).sub(exact).abs().argmin(-1)
-    assert error[nearest].square().mean().sqrt() < 0.0036 * exact[nearest].square().mean().sqrt()
+    nearest = (weights / weights.amax(1, keepdim=True) * end).unsqueeze(-1).sub(exact).abs().argmin(-1)
+    assert error[nearest].square().mean().sqrt() < 0.0024 * exact[nearest].square().mean().sqrt()
 
 
 @pytest.mark.parametrize(("width", "rule"), OF_A_ROW)
