@@ -24,7 +24,7 @@ from matgptq_vllm.core.errors import MatGPTQError
 from matgptq_vllm.core.manifest import CONFIG_FILE, INDEX_FILE
 from matgptq_vllm.core.parent import SLICE_RULE_NAMES, ParentSpec
 from matgptq_vllm.core.precision import PARENT_WIDTH
-from matgptq_vllm.core.slicing import levels
+from matgptq_vllm.core.slicing import check_rule, levels
 
 SHARD_BLOCKS = 4
 """Blocks of a peer's model in one file."""
@@ -37,7 +37,7 @@ def write_parent(shape: Shape, rule: str, folder: Path, device: torch.device) ->
     """A parent with random codes; InputError if ``folder`` exists."""
     spec = ParentSpec(slice_rule=rule, group_size=GROUP_SIZE)
     chance = torch.Generator(device).manual_seed(0)
-    deviation = levels(torch.arange(256, dtype=torch.uint8), PARENT_WIDTH, spec.slice_rule).std().item()
+    deviation = levels(torch.arange(256, dtype=torch.uint8), PARENT_WIDTH, check_rule(rule)).std().item()
     with ParentWriter(folder, spec) as writer:
         _write_json(writer.directory / CONFIG_FILE, hf_config(shape, spec.to_dict()))
         _write_tokenizer(shape, writer.directory)

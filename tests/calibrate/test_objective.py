@@ -52,8 +52,7 @@ def allowance(importance: torch.Tensor, rule: SliceRule) -> torch.Tensor:
     if rule != "curved":
         return torch.zeros(importance.shape[1])
     return sum(
-        importance[WIDTHS.index(width)] * 2 * (2.0 * step) * (1 / 256 * (step / 2) ** 2)
-        for width, step in ((6, 4.0), (8, 1.0))
+        importance[WIDTHS.index(width)] * 2 * (2.0 * step) * (1 / 256 * (step / 2) ** 2) for width, step in ((6, 4.0), (8, 1.0))
     )
 
 
