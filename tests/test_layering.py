@@ -94,7 +94,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "loadtests.engine": (*PLAIN_CORE, "loadtests", "matplotlib"),
     "loadtests.engine.loading": (*PLAIN_CORE, "loadtests", "torch", "vllm"),
     "loadtests.engine.random_models": (
-        *PLAIN_CORE, f"{CORE}.checkpoint_writer", f"{CORE}.slicing", "loadtests.engine", "torch", "safetensors", "tokenizers", "transformers",
+        *PLAIN_CORE, f"{CORE}.checkpoint_writer", f"{CORE}.slicing", "loadtests.engine", "torch", "safetensors", "tokenizers",
+        "transformers",
     ),
     "loadtests.engine.measure": (*PLAIN_CORE, "loadtests.engine", "torch", "vllm"),
     "loadtests.engine.worker": ("loadtests.engine.kernel_times", "torch"),
