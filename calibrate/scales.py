@@ -6,7 +6,7 @@ Scales are rounded to the stored type before any code is chosen, so that codes f
 import torch
 
 from matgptq_vllm.core.precision import WIDTHS
-from matgptq_vllm.core.slicing import BEND_LINEAR, BEND_SQUARE, ZERO_LEVEL, SliceRule, levels, nearest_codes, num_groups
+from matgptq_vllm.core.slicing import ZERO_LEVEL, SliceRule, bend, levels, nearest_codes, num_groups
 
 CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 """Shares of the largest weight tried as the end of the range."""
@@ -16,7 +16,7 @@ def half_range(rule: SliceRule) -> float:
     """Largest absolute scaled weight that a code is within half a step of."""
     if rule == "round":
         return ZERO_LEVEL - 0.5
-    return ZERO_LEVEL * (BEND_LINEAR + BEND_SQUARE * ZERO_LEVEL) if rule == "curved" else float(ZERO_LEVEL)
+    return bend(torch.tensor(float(ZERO_LEVEL))).item() if rule == "curved" else float(ZERO_LEVEL)
 
 
 def full_range_scales(weight: torch.Tensor, rule: SliceRule, dtype: torch.dtype) -> torch.Tensor:
