@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from calibrate.objective import BIN_BITS, LevelTables, bin_shift, codes_per_prefix
-from matgptq_vllm.core.slicing import BEND_LINEAR, BEND_SQUARE, ZERO_LEVEL, SliceRule
+from matgptq_vllm.core.slicing import BEND, ZERO_LEVEL, SliceRule
 
 MAX_RUN = 32
 """Columns per launch: five times as many registers per lane hold what they pass on."""
@@ -18,8 +18,7 @@ BLOCK_N = 32
 """Rows per program: one per lane."""
 
 _ZERO = tl.constexpr(float(ZERO_LEVEL))
-_LINEAR = tl.constexpr(BEND_LINEAR)
-_SQUARE = tl.constexpr(BEND_SQUARE)
+_BEND = tl.constexpr(BEND)
 _BIN = tl.constexpr(1 << BIN_BITS)
 _TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 
@@ -28,7 +27,7 @@ _TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 def _nearest(y, CURVED: tl.constexpr, ROUND: tl.constexpr):
     """Code nearest to each value: core.slicing.nearest_codes, int32."""
     if CURVED:
-        size = (tl.sqrt_rn(tl.abs(y) * (4.0 * _SQUARE) + _LINEAR * _LINEAR) - _LINEAR) / (2.0 * _SQUARE)
+        size = (tl.sqrt_rn(tl.abs(y) * (4.0 * _BEND) + 1.0) - 1.0) / (2.0 * _BEND)
         y = tl.where(y < 0, -size, size)
     y = y + _ZERO
     if ROUND:
@@ -63,7 +62,7 @@ def _level(code, DROP: tl.constexpr, CURVED: tl.constexpr, ROUND: tl.constexpr):
     if not ROUND:
         straight += (1 << DROP) / 2
     if CURVED:
-        straight = straight * (tl.abs(straight) * _SQUARE + _LINEAR)
+        straight = straight * (tl.abs(straight) * _BEND + 1.0)
     return straight
 
 

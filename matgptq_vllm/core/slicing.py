@@ -31,9 +31,8 @@ SLICE_RULES: tuple[SliceRule, ...] = get_args(SliceRule)
 ZERO_LEVEL = 1 << (PARENT_WIDTH - 1)
 """Offset between codes and levels: code 128 sits at, or half a step above, the weight 0."""
 
-BEND_LINEAR = 1.0
-BEND_SQUARE = BEND_LINEAR / (2 * ZERO_LEVEL)
-"""bend(x) = x * (BEND_LINEAR + BEND_SQUARE * |x|): dyadic, so that every bent level is exact in float32."""
+BEND = 1 / (2 * ZERO_LEVEL)
+"""bend(x) = x * (1 + BEND * |x|): dyadic, so that every bent level is exact in float32."""
 
 
 def check_rule(rule: str) -> SliceRule:
@@ -81,12 +80,12 @@ def levels(codes: torch.Tensor, width: int, rule: SliceRule, dtype: torch.dtype 
 
 def bend(straight: torch.Tensor) -> torch.Tensor:
     """Levels of ``curved`` from those of ``nested``: floating, any shape -> same."""
-    return straight * (BEND_LINEAR + BEND_SQUARE * straight.abs())
+    return straight * (1 + BEND * straight.abs())
 
 
 def unbend(bent: torch.Tensor) -> torch.Tensor:
     """Inverse of ``bend``: floating, any shape -> same."""
-    size = ((BEND_LINEAR**2 + 4 * BEND_SQUARE * bent.abs()).sqrt() - BEND_LINEAR) / (2 * BEND_SQUARE)
+    size = ((1 + 4 * BEND * bent.abs()).sqrt() - 1) / (2 * BEND)
     return torch.copysign(size, bent)
 
 

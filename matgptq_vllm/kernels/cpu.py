@@ -17,7 +17,7 @@ import torch
 
 from matgptq_vllm.core.planes import PlaneLayout
 from matgptq_vllm.core.precision import PARENT_WIDTH
-from matgptq_vllm.core.slicing import BEND_LINEAR, BEND_SQUARE, SliceRule, bits_read
+from matgptq_vllm.core.slicing import BEND, SliceRule, bits_read
 from matgptq_vllm.kernels.cpu_words import CHUNK, in_word_order, keep_bits, set_bit, signed_codes
 
 BLOCK_WEIGHTS = 1 << 18
@@ -134,9 +134,8 @@ def _levels(codes: torch.Tensor, width: int, rule: SliceRule, bits: int) -> torc
     straight = _copied(set_bit(codes, half_step.bit_length() - 1)) if half_step else _copied(codes).add_(0.5)
     if rule == "nested":
         return straight
-    slope = torch.abs(straight, out=_memory_of("slope", straight.numel()))
-    torch.add(_BEND_LINEAR, slope, alpha=BEND_SQUARE, out=slope)
-    return straight.mul_(slope)
+    size = torch.abs(straight, out=_memory_of("size", straight.numel()))
+    return straight.addcmul_(straight, size, value=BEND)
 
 
 def _copied(codes: torch.Tensor) -> torch.Tensor:
@@ -163,4 +162,3 @@ def _multiplies_bfloat16() -> bool:
 
 
 _memory = threading.local()
-_BEND_LINEAR = torch.tensor(BEND_LINEAR)

@@ -11,13 +11,12 @@ in plain Triton, for its interpreter.
 import triton
 import triton.language as tl
 
-from matgptq_vllm.core.slicing import BEND_LINEAR, BEND_SQUARE, ZERO_LEVEL
+from matgptq_vllm.core.slicing import BEND, ZERO_LEVEL
 from matgptq_vllm.kernels import lanes_ptx
 from matgptq_vllm.kernels.layout import UNIT_K, UNIT_N
 
 _ZERO = tl.constexpr(float(ZERO_LEVEL))
-_LINEAR = tl.constexpr(BEND_LINEAR)
-_SQUARE = tl.constexpr(BEND_SQUARE)
+_BEND = tl.constexpr(BEND)
 _UNIT_K = tl.constexpr(UNIT_K)
 _UNIT_N = tl.constexpr(UNIT_N)
 
@@ -238,5 +237,5 @@ def _level(code, DROP: tl.constexpr, RULE: tl.constexpr):
     else:
         level = (part << DROP).to(tl.float32) + (0.5 * (1 << DROP) - _ZERO)
     if RULE == "curved":
-        level = level * (_LINEAR + _SQUARE * tl.abs(level))
+        level = level * (1.0 + _BEND * tl.abs(level))
     return level

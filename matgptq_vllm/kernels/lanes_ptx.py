@@ -25,7 +25,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from matgptq_vllm.core.precision import PARENT_WIDTH, WIDTHS
-from matgptq_vllm.core.slicing import BEND_SQUARE, SLICE_RULES, ZERO_LEVEL, SliceRule, levels
+from matgptq_vllm.core.slicing import BEND, SLICE_RULES, ZERO_LEVEL, SliceRule, levels
 from matgptq_vllm.kernels.ptx_writer import PtxWriter
 
 HELD_BITS = (2, 3, 4, 6, 8)
@@ -34,7 +34,7 @@ HELD_BITS = (2, 3, 4, 6, 8)
 PAIRS = 8
 """Of weights, per lane and piece."""
 
-FACTOR: dict[SliceRule, float] = {"nested": 1.0, "curved": BEND_SQUARE, "round": 1.0}
+FACTOR: dict[SliceRule, float] = {"nested": 1.0, "curved": BEND, "round": 1.0}
 """Levels per unit of the weights."""
 
 _TORCH = {"bf16": torch.bfloat16, "f16": torch.float16}
