@@ -17,12 +17,9 @@ from typing import Any
 
 import httpx
 
-from loadtests.metrics_text import by_label, totals
+from loadtests.metrics_text import totals
 
 PERIOD_S = 0.5
-
-GENERATED = "matgptq_generation_tokens_total"
-"""Counter of the server: generated tokens by the precision they were computed at."""
 
 TOKEN_TIME = "vllm:inter_token_latency_seconds"
 """Histogram of vLLM whose sum and count tell the mean time per token between two moments."""
@@ -54,8 +51,7 @@ class Watch:
     def __init__(self, client: httpx.Client) -> None:
         self._client = client
         self._began = time.monotonic()
-        metrics = self._metrics()
-        self._token_time, self._generated = token_time(metrics), generated_tokens(metrics)
+        self._token_time = token_time(self._metrics())
         self.samples: list[Sample] = []
 
     def sample(self) -> None:
@@ -72,11 +68,6 @@ class Watch:
             except httpx.HTTPError as error:
                 print(f"timeline: a sample is missing ({type(error).__name__})", file=sys.stderr)
 
-    def generated(self) -> dict[str, float]:
-        """Tokens of sequences that have ended since the beginning, by precision."""
-        counts = {name: count - self._generated.get(name, 0) for name, count in generated_tokens(self._metrics()).items()}
-        return {name: count for name, count in counts.items() if count > 0}
-
     def latency_model(self) -> dict[str, Any]:
         """What the server knows of its steps now."""
         return self._client.get("/v1/precisions").raise_for_status().json()["latency_model"]
@@ -89,11 +80,6 @@ def token_time(metrics: str) -> tuple[float, float]:
     """(seconds, tokens) so far, from the text of ``/metrics``."""
     found = totals(metrics, TOKEN_TIME)
     return found.get(f"{TOKEN_TIME}_sum", 0.0), found.get(f"{TOKEN_TIME}_count", 0.0)
-
-
-def generated_tokens(metrics: str) -> dict[str, float]:
-    """Generated tokens by precision so far, from the text of ``/metrics``."""
-    return by_label(metrics, GENERATED, "precision")
 
 
 def sample(document: Mapping[str, Any], before: tuple[float, float], now: tuple[float, float], time_s: float) -> Sample:
@@ -161,7 +147,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             watcher.join()
         document = {
             "budget_ms": given.budget_ms,
-            "generated": watch.generated(),
             "latency_model": watch.latency_model(),
             "samples": [asdict(found) for found in watch.samples],
         }

@@ -44,6 +44,8 @@ class Shape:
 
 SHAPES = {
     "llama-8b": Shape(4096, 14336, 32, heads=32, kv_heads=8, head_dim=128, vocabulary=128256),
+    "two-blocks": Shape(1024, 2816, 2, heads=16, kv_heads=4, head_dim=64, vocabulary=4096),
     "tiny": Shape(256, 512, 2, heads=4, kv_heads=2, head_dim=64, vocabulary=1024),
 }
-"""``llama-8b`` is Llama 3.1 8B; ``tiny`` shows that the measurement works."""
+"""``llama-8b`` is Llama 3.1 8B; ``two-blocks`` is for load tests on a CPU, where its widths differ in time as on a GPU;
+``tiny`` shows that the measurement works."""

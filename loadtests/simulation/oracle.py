@@ -3,12 +3,12 @@
 The trace is cut into spans, and all requests of a span get one width. The oracle climbs: it tries another width for a span,
 or for a run of spans, plays what follows with the engine's own noise, and keeps what is better by
 
-    sum of widths - price * requests that miss the budget
+    sum of widths over tokens, counted in requests of mean length - price * requests that miss the budget
 
 It starts from several plans: all at the widest, the widest single width that meets the budget often enough, and those that it
 is given, such as what the controller did on the same trace. A plan that misses too often climbs at rising prices until it does
 not; one that meets the budget often enough climbs at falling prices, spending the misses that are allowed. The widest plan
-found is the result. A trial is played only until the engine's state no longer depends on the change, or for HORIZON_S. The plan
+found is the result. A trial is played for HORIZON_S after the change, or for LIVES of a request if that is more. The plan
 may be bound to the rule that every policy has to keep, no two switches in opposite directions within so many seconds; nothing
 else binds it. It is a lower bound of the best plan there is (climbing may stop early), and no policy without knowledge of the
 future can be expected to reach it.
@@ -19,6 +19,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from loadtests.simulation.engine import WIDTHS, Engine, Hardware, Served
 from loadtests.simulation.trace import Arrival
@@ -27,7 +28,10 @@ SPAN_S = 2.5
 """Length of a span."""
 
 HORIZON_S = 16.0
-"""How long after a change its effects are played."""
+"""How long after a change its effects are played, at least."""
+
+LIVES = 1.5
+"""The same in lives of a request of mean length at the budget's pace."""
 
 RUNS = (6, 2, 1)
 """Spans that are changed together, one size after the other. A single one can only move the edge of a longer run where the
@@ -36,7 +40,7 @@ rule on switches holds."""
 PRICES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """Tried in this order, each from the plan of the last, until the budget is met often enough."""
 
-SPENDING_PRICES = (8.0, 2.0)
+SPENDING_PRICES = (8.0, 2.0, 0.5, 0.0)
 """Tried in this order afterwards, with no more misses than are allowed."""
 
 
@@ -130,8 +134,12 @@ class _Search:
         self.widths = list(widths)
         self.engines: list[Engine] = [Engine(hardware, seed)]
         self.missed: list[set[int]] = []
-        self.played: dict[tuple[int, bytes, bytes], int] = {}
+        self.played: dict[tuple[int, bytes, bytes], _Played] = {}
         self.total = len(trace)
+        # The first token of a request is its prompt's.
+        self.mean_tokens = sum(arrival.output_tokens - 1 for arrival in trace) / len(trace)
+        self.horizon = math.ceil(max(HORIZON_S, LIVES * self.mean_tokens * tpot_ms / 1e3) / SPAN_S)
+        self.bits = 0
         self._replay(0)
 
     def share_met(self) -> float:
@@ -140,9 +148,9 @@ class _Search:
     def num_missed(self) -> int:
         return sum(map(len, self.missed))
 
-    def width(self) -> int:
-        """Sum over the requests."""
-        return sum(len(span) * WIDTHS[width] for span, width in zip(self.spans, self.widths, strict=True))
+    def width(self) -> float:
+        """Mean over the tokens."""
+        return self.bits / (self.mean_tokens * self.total)
 
     def climb(self, price: float, allowed: float = math.inf) -> None:
         """Improve the plan, with at most ``allowed`` misses in all, until a whole round finds nothing."""
@@ -156,25 +164,25 @@ class _Search:
                     improved |= self._improve(first, min(first + run, len(self.widths)), price, allowed)
 
     def _improve(self, first: int, end: int, price: float, allowed: float) -> bool:
-        until = min(len(self.spans), end + int(HORIZON_S / SPAN_S))
-        missed_before, total = self._play(self.widths[first:until], first, until), self.num_missed()
-        best, best_widths = self._value(missed_before, self.widths, first, until, price) + 1e-9, None
+        until = min(len(self.spans), end + self.horizon)
+        before, total = self._play(self.widths[first:until], first, until), self.num_missed()
+        best, best_widths = self._value(before, price) + 1e-9, None
         for width in range(len(WIDTHS)):
             widths = list(self.widths)
             widths[first:end] = [width] * (end - first)
             if widths == self.widths or not self.steady(widths):
                 continue
-            missed = self._play(widths[first:until], first, until)
-            value = self._value(missed, widths, first, until, price)
-            if value > best and total + missed - missed_before <= allowed:
+            played = self._play(widths[first:until], first, until)
+            value = self._value(played, price)
+            if value > best and total + played.missed - before.missed <= allowed:
                 best, best_widths = value, widths
         if best_widths is None:
             return False
-        before, self.widths = self.widths, best_widths
+        present, self.widths = self.widths, best_widths
         self._replay(first)
         if self.num_missed() > allowed:
             # What the trial's horizon did not show.
-            self.widths = before
+            self.widths = present
             self._replay(first)
             return False
         return True
@@ -186,22 +194,21 @@ class _Search:
             up == other or (later - earlier) * SPAN_S >= self.hold_s for (earlier, up), (later, other) in pairwise(switches)
         )
 
-    def _value(self, missed: int, widths: Sequence[int], first: int, until: int, price: float) -> float:
-        served = sum(len(self.spans[index]) * WIDTHS[widths[index]] for index in range(first, until))
-        return served - price * missed
+    def _value(self, played: "_Played", price: float) -> float:
+        return played.bits / self.mean_tokens - price * played.missed
 
-    def _play(self, widths: Sequence[int], first: int, until: int) -> int:
-        """Misses among the requests in flight from span ``first`` to ``until``; those unfinished then are judged by their
-        pace so far."""
-        # What was HORIZON_S before does not matter any more, as in every trial. Most trials of a round are those of the last.
-        key = (first, bytes(self.widths[max(0, first - int(HORIZON_S / SPAN_S)) : first]), bytes(widths))
+    def _play(self, widths: Sequence[int], first: int, until: int) -> "_Played":
+        """What becomes of the requests in flight from span ``first`` to ``until``; those unfinished then are judged by their
+        pace so far, and go on as they are."""
+        # What was a horizon before does not matter any more, as in every trial. Most trials of a round are those of the last.
+        key = (first, bytes(self.widths[max(0, first - self.horizon) : first]), bytes(widths))
         if key not in self.played:
             self.played[key] = self._play_anew(widths, first, until)
         return self.played[key]
 
-    def _play_anew(self, widths: Sequence[int], first: int, until: int) -> int:
+    def _play_anew(self, widths: Sequence[int], first: int, until: int) -> "_Played":
         engine = self.engines[first].clone()
-        missed = 0
+        bits_before, missed = _bits(engine), 0
 
         def judge(served: Served) -> None:
             nonlocal missed
@@ -212,12 +219,17 @@ class _Search:
         if until == len(self.spans):
             while engine.requests:
                 engine.advance(engine.now_s + 1.0, judge)
-            return missed
+            return _Played(missed, _bits(engine) - bits_before)
+        bits = _bits(engine) - bits_before
+        left = {number: served.arrival.output_tokens - 1 for number, served in engine.requests.items()}
         for last, number in engine.ends:
             served = engine.requests[number]
-            done = served.arrival.output_tokens - 1 - (last - engine.steps)
+            left[number] = last - engine.steps
+            done = served.arrival.output_tokens - 1 - left[number]
             missed += done > 0 and (engine.now_s - served.first_s) * 1e3 > self.tpot_ms * done
-        return missed
+        for number, tokens in left.items():
+            bits += tokens * WIDTHS[engine.requests[number].width if engine.follow is None else engine.follow]
+        return _Played(missed, bits)
 
     def _replay(self, first: int) -> None:
         """Bring ``engines`` and ``missed`` up to date from span ``first`` on."""
@@ -236,6 +248,7 @@ class _Search:
                 self.engines.append(engine.clone())
         while engine.requests:
             engine.advance(engine.now_s + 1.0, judge)
+        self.bits = _bits(engine)
 
     def _span(self, engine: Engine, index: int, width: int, judge) -> None:  # type: ignore[no-untyped-def]
         if self.elastic:
@@ -244,3 +257,17 @@ class _Search:
             engine.advance(arrival.at_s, judge)
             engine.submit(Served(arrival, width))
         engine.advance((index + 1) * SPAN_S, judge)
+
+
+class _Played(NamedTuple):
+    """What a trial came to."""
+
+    missed: int
+    """Requests above the budget."""
+
+    bits: int
+    """Sum of widths over tokens."""
+
+
+def _bits(engine: Engine) -> int:
+    return sum(width * tokens for width, tokens in zip(WIDTHS, engine.tokens, strict=True))

@@ -18,9 +18,10 @@ from loadtests.records import COMPLETED, Record, read_records
 from loadtests.simulation.compare import Outcome, outcome, runs_of
 from loadtests.simulation.engine import WIDTHS, Hardware
 from loadtests.simulation.policies import PROFILES, Controlled
-from loadtests.simulation.speeds import SECONDS, interpolated, speeds_of
+from loadtests.simulation.speeds import SECONDS, interpolated, speeds_of, widths_of
 from loadtests.simulation.trace import Arrival
 from loadtests.tables import aligned
+from matgptq_vllm.core.errors import InputError
 from serve.budget import Budget
 from serve.outlook import MAX_PROMPT_SHARE
 
@@ -96,12 +97,24 @@ def arrivals_of(records: Sequence[Record]) -> list[Arrival]:
     ]
 
 
-def measured(records: Sequence[Record], generated: Mapping[str, float], tpot_ms: float) -> tuple[float, float]:
-    """(share of requests within ``tpot_ms``, mean width over ``generated`` tokens per width) of a real run."""
-    within = [tpot_s * 1e3 <= tpot_ms for _, tpot_s in counted(records)]
-    tokens = sum(generated.values())
-    width = sum(int(name) * count for name, count in generated.items()) / tokens
-    return sum(within) / len(within), width
+def measured(records: Sequence[Record], samples: Sequence[Mapping[str, Any]], tpot_ms: float) -> tuple[float, float]:
+    """(share of requests within ``tpot_ms``, mean width over their decoded tokens) of a real run; InputError without samples.
+
+    The server's own counts would have the requests of the warm-up in them.
+    """
+    found = counted(records)
+    width_at = widths_of([record for record, _ in found], samples)
+    if not found or width_at is None:
+        raise InputError("no request was completed, or no sample of the timeline has a width; record a run that has both")
+    within = [tpot_s * 1e3 <= tpot_ms for _, tpot_s in found]
+    widths = []
+    for record, _ in found:
+        at_s = record.start_s + record.ttft_s
+        for gap_s in record.gaps_s:
+            # Of the step that ended with the token.
+            widths.append(width_at(at_s + gap_s / 2))
+            at_s += gap_s
+    return sum(within) / len(within), sum(widths) / len(widths)
 
 
 def simulate(records: Sequence[Record], hardware: Fitted, tpot_ms: float) -> dict[str, Outcome]:
@@ -132,7 +145,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "run loadtests.timeline against a server that holds them"
         )
     records = read_records(given.records)
-    met, width = measured(records, timeline["generated"], tpot_ms)
+    try:
+        met, width = measured(records, timeline["samples"], tpot_ms)
+    except InputError as error:
+        parser.error(str(error))
     hardware = Fitted.of(model, given.max_num_seqs, given.max_num_batched_tokens)
     found = simulate(records, hardware.at_speeds_of(records, timeline["samples"]), tpot_ms)
     rows = [["", "met", "mean width"], ["measured", f"{met:.1%}", f"{width:.2f}"]]

@@ -33,11 +33,9 @@ def speeds_of(records: Sequence[Record], samples: Sequence[Mapping[str, Any]], p
         records: completed requests.
         samples: of ``timeline.json``.
     """
-    if not records or not samples:
+    width_at = widths_of(records, samples)
+    if not records or width_at is None:
         return ()
-    offset = offset_of(records, samples)
-    seen = [(sample["time_s"] - offset, sample["width"]) for sample in samples if sample["width"] is not None]
-    times = [at for at, _ in seen]
     count = int(max(record.end_s for record in records) / SECONDS) + 1
     gaps, tokens, prompts, prompt_tokens = ([0.0] * count for _ in range(4))
     for record in records:
@@ -50,8 +48,8 @@ def speeds_of(records: Sequence[Record], samples: Sequence[Mapping[str, Any]], p
             tokens[_bucket(at, count)] += 1
     found: dict[int, float] = {}
     for index in range(count):
-        if tokens[index] >= FEWEST_TOKENS and seen:
-            width = seen[max(bisect_right(times, (index + 0.5) * SECONDS) - 1, 0)][1]
+        if tokens[index] >= FEWEST_TOKENS:
+            width = width_at((index + 0.5) * SECONDS)
             mean = prompt_tokens[index] / prompts[index] if prompts[index] else 0.0
             # Gaps of a second add up to as many seconds as sequences decode.
             expected = predicted(width, gaps[index] / SECONDS, prompts[index] / SECONDS, mean)
@@ -60,6 +58,14 @@ def speeds_of(records: Sequence[Record], samples: Sequence[Mapping[str, Any]], p
         return ()
     # Seconds that tell nothing are between those that do.
     return tuple(interpolated(index, list(found), list(found.values())) for index in range(count))
+
+
+def widths_of(records: Sequence[Record], samples: Sequence[Mapping[str, Any]]) -> Callable[[float], float] | None:
+    """The mean width that ran at a moment of the run, as the server told last before it; None if it never did."""
+    offset = offset_of(records, samples)
+    seen = [(sample["time_s"] - offset, sample["width"]) for sample in samples if sample["width"] is not None]
+    times = [at for at, _ in seen]
+    return (lambda at_s: seen[max(bisect_right(times, at_s) - 1, 0)][1]) if seen else None
 
 
 def offset_of(records: Sequence[Record], samples: Sequence[Mapping[str, Any]]) -> float:

@@ -2,14 +2,17 @@
 
 import gzip
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from loadtests.records import CANCELLED, COMPLETED, Record, read_records, write_records
 from loadtests.simulation.policies import Controlled
 from loadtests.simulation.recorded import Fitted, arrivals_of, main, measured, simulate
+from matgptq_vllm.core.errors import InputError
 from serve.budget import Budget
 from serve.load import StepLoad
 
@@ -60,8 +63,28 @@ def test_requests_that_did_not_end_are_left_out_and_the_others_in_order_of_time(
     ]
 
 
+def samples_of(records: list[Record], width_at: Callable[[float], float]) -> list[dict[str, Any]]:
+    """As of a server that is asked twice a second, without a warm-up."""
+    return [
+        {
+            "time_s": at / 2,
+            "running": sum(one.start_s <= at / 2 < one.end_s for one in records),
+            "waiting": 0,
+            "width": width_at(at / 2),
+        }
+        for at in range(150)
+    ]
+
+
 def test_what_was_measured_is_counted_per_request_and_per_token() -> None:
-    assert measured([*CALM[:2], *BURST[:2]], {"8": 300.0, "2": 100.0}, 65.0) == (0.75, 6.5)
+    met, width = measured([*CALM, *BURST], samples_of([*CALM, *BURST], lambda at_s: 8.0 if at_s < 35 else 2.0), 65.0)
+    assert met == (12 + 40) / 92
+    assert width == pytest.approx((12 * 8 + 80 * 2) / 92, abs=0.02)
+
+
+def test_what_nobody_sampled_is_refused() -> None:
+    with pytest.raises(InputError, match="no sample of the timeline has a width"):
+        measured(CALM, [], 65.0)
 
 
 def test_the_oracle_is_wide_where_there_is_time_and_meets_the_budget_where_width_8_does_not() -> None:
@@ -74,20 +97,20 @@ def test_the_oracle_is_wide_where_there_is_time_and_meets_the_budget_where_width
 
 def test_the_command_prints_the_share_of_the_oracles_width(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     timeline, records, out = tmp_path / "timeline.json", tmp_path / "auto.jsonl", tmp_path / "oracle.json"
-    samples = [{"time_s": at / 2, "running": 1, "waiting": 0, "width": 8.0} for at in range(120)]
-    told = {"budget_ms": 65.0, "generated": {"8": 300.0, "2": 100.0}, "latency_model": MODEL, "samples": samples}
+    samples = samples_of([*CALM, *BURST], lambda at_s: 6.0)
+    told = {"budget_ms": 65.0, "latency_model": MODEL, "samples": samples}
     timeline.write_text(json.dumps(told))
     write_records([*CALM, *BURST], records)
     assert main([str(timeline), str(records), "--out", str(out)]) == 0
     document = json.loads(out.read_text())
-    assert document["measured"]["width_tokens"] == 6.5
-    assert document["width_of_oracle"] == pytest.approx(6.5 / document["simulated"]["oracle"]["width_tokens"])
+    assert document["measured"]["width_tokens"] == 6.0
+    assert document["width_of_oracle"] == pytest.approx(6.0 / document["simulated"]["oracle"]["width_tokens"])
     assert f"{document['width_of_oracle']:.0%}" in capsys.readouterr().out
 
 
 def test_a_timeline_without_a_budget_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     timeline = tmp_path / "timeline.json"
-    timeline.write_text(json.dumps({"budget_ms": None, "generated": {}, "latency_model": MODEL}))
+    timeline.write_text(json.dumps({"budget_ms": None, "latency_model": MODEL}))
     with pytest.raises(SystemExit):
         main([str(timeline), str(tmp_path / "auto.jsonl")])
     assert "--budget-ms" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from loadtests.timeline import generated_tokens, main, sample, token_time
+from loadtests.timeline import main, sample, token_time
 
 DOCUMENT = {
     "data": [{"id": "2", "average_bits": 2.0}, {"id": "8", "average_bits": 8.0}],
@@ -22,10 +22,6 @@ vllm:inter_token_latency_seconds_sum{engine="0"} 1.5
 vllm:inter_token_latency_seconds_count{engine="0"} 30.0
 vllm:inter_token_latency_seconds_sum{engine="1"} 0.5
 vllm:inter_token_latency_seconds_count{engine="1"} 10.0
-# TYPE matgptq_generation_tokens counter
-matgptq_generation_tokens_total{precision="8",reason="header"} 12.0
-matgptq_generation_tokens_total{precision="8",reason="budget"} 5.0
-matgptq_generation_tokens_total{precision="2",reason="budget"} 7.0
 """
 
 
@@ -53,10 +49,6 @@ def test_engines_are_summed() -> None:
     assert token_time(METRICS) == (2.0, 40.0)
 
 
-def test_generated_tokens_are_summed_over_the_reasons() -> None:
-    assert generated_tokens(METRICS) == {"8": 17.0, "2": 7.0}
-
-
 def test_a_sample_is_the_mean_width_of_what_runs_and_the_time_per_token_since_the_last() -> None:
     found = sample(DOCUMENT, (1.0, 20.0), (2.0, 40.0), 3.0)
     assert (found.running, found.waiting, found.width, found.token_ms) == (3, 4, 6.0, 50.0)
@@ -68,7 +60,7 @@ def test_a_command_is_watched_and_its_status_returned(url, tmp_path) -> None:
     command = [sys.executable, "-c", "import time; time.sleep(1.3); raise SystemExit(3)"]
     assert main([url, "--out", str(tmp_path), "--budget-ms", "40", "--", *command]) == 3
     document = json.loads((tmp_path / "timeline.json").read_text())
-    assert (document["generated"], document["latency_model"]) == ({}, DOCUMENT["latency_model"])
+    assert document["latency_model"] == DOCUMENT["latency_model"]
     samples = document["samples"]
     assert samples
     assert {found["width"] for found in samples} == {6.0}
