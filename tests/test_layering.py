@@ -109,7 +109,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "loadtests.plots": ("loadtests", "matplotlib", "numpy"),
     "loadtests.watch": (f"{CORE}.errors", "loadtests", "httpx", "numpy", "psutil"),
     "loadtests.statistics": ("loadtests", "numpy"),
-    "loadtests.simulation": ("loadtests", "serve", "matplotlib"),
+    "loadtests.simulation": (f"{CORE}.errors", "loadtests", "serve", "matplotlib"),
 }  # fmt: skip
 
 PRIVATE: dict[str, tuple[str, ...]] = {
